@@ -1,0 +1,1 @@
+"""Regression heads, losses and target normalizers for targets that shift between categories."""

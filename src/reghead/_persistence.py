@@ -1,0 +1,142 @@
+"""One rule of persistence: numbers are buffers and parameters, everything else is JSON in a uint8 tensor.
+
+The JSON rides in the ``state_dict`` as extra state. A uint8 tensor is what ``torch.load(weights_only=True)`` and
+safetensors both accept, so nothing is ever unpickled, and a ``state_dict`` alone is enough to rebuild its module.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from reghead._optional import import_optional
+
+FORMAT = 1
+EXTRA_STATE = "_extra_state"
+
+
+def encode_json(value: object) -> Tensor:
+    """JSON text of ``value`` as a uint8 tensor."""
+    return torch.tensor(list(json.dumps(value, allow_nan=False).encode()), dtype=torch.uint8)
+
+
+def decode_json(tensor: object) -> Any:
+    """The value that :func:`encode_json` wrote."""
+    if not isinstance(tensor, Tensor) or tensor.dtype != torch.uint8 or tensor.ndim != 1:
+        raise ValueError(f"extra state must be JSON in a one-dimensional uint8 tensor, got {describe_kind(tensor)}")
+    try:
+        return json.loads(bytes(tensor.tolist()))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"extra state must be JSON in a uint8 tensor, but the bytes do not parse: {error}") from error
+
+
+def describe_kind(value: object) -> str:
+    """Kind of a value for an error message."""
+    return (
+        f"a tensor of {value.dtype} with shape {tuple(value.shape)}"
+        if isinstance(value, Tensor)
+        else type(value).__name__
+    )
+
+
+class SelfDescribing(nn.Module):
+    """A module whose ``state_dict`` says how to build it.
+
+    A subclass implements :meth:`_describe` and :meth:`_from_description`, inverses of each other in JSON.
+    """
+
+    def _describe(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+    @classmethod
+    def _from_description(cls, description: Mapping[str, Any]) -> Self:
+        raise NotImplementedError
+
+    def get_extra_state(self) -> Tensor:
+        """The description of this module as JSON in a uint8 tensor."""
+        return encode_json({"format": FORMAT, "type": type(self).__name__, **self._describe()})
+
+    def set_extra_state(self, state: object) -> None:
+        """Refuse a ``state_dict`` that describes another module than this one."""
+        theirs, ours = self._read_description(state), self._describe()
+        different = sorted(key for key in {*theirs, *ours} if theirs.get(key) != json.loads(json.dumps(ours.get(key))))
+        if different:
+            name = type(self).__name__
+            raise ValueError(
+                f"the state_dict was written by another {name}: {_differences(theirs, ours, different)}; "
+                f"use {name}.from_state_dict(state_dict) to build the one it describes"
+            )
+
+    @classmethod
+    def _read_description(cls, state: object) -> dict[str, Any]:
+        description = decode_json(state)
+        if not isinstance(description, dict):
+            raise ValueError(
+                f"extra state must describe a {cls.__name__} in a JSON object, got {type(description).__name__}"
+            )
+        written, kind = description.pop("format", None), description.pop("type", None)
+        if written != FORMAT:
+            raise ValueError(f"the state_dict has format {written!r}, this version of reghead reads format {FORMAT}")
+        if kind != cls.__name__:
+            raise ValueError(f"the state_dict describes a {kind}, not a {cls.__name__}")
+        return description
+
+    @classmethod
+    def from_state_dict(cls, state_dict: Mapping[str, Any], prefix: str = "") -> Self:
+        """Build the module that ``state_dict`` describes, with its parameters and buffers.
+
+        Args:
+            state_dict: What :meth:`state_dict` of this class returned, or that of a model that holds it.
+            prefix: Where the module lives in ``state_dict``, such as ``"head."``.
+
+        Raises:
+            ValueError: If there is no description under ``prefix``, or it is that of another class.
+        """
+        own = {key[len(prefix) :]: value for key, value in state_dict.items() if key.startswith(prefix)}
+        if EXTRA_STATE not in own:
+            raise ValueError(
+                f"state_dict has no key {prefix + EXTRA_STATE!r}, so nothing in it describes a {cls.__name__}; "
+                f"pass prefix= if the module is part of a model"
+            )
+        module = cls._from_description(cls._read_description(own[EXTRA_STATE]))
+        module.load_state_dict(own)
+        return module
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the ``state_dict`` to ``path`` (safetensors), and its description beside it as readable JSON.
+
+        Both files are replaced in one step each, so a crash leaves the old ones or the new ones. Needs the extra
+        ``safetensors``.
+        """
+        save_file = import_optional("safetensors.torch", extra="safetensors").save_file
+        path = Path(path)
+        tensors = {key: value.detach().contiguous() for key, value in self.state_dict().items()}
+        partial = path.with_name(path.name + ".partial")
+        save_file(tensors, partial)
+        readable = path.with_name(path.name + ".json.partial")
+        readable.write_text(json.dumps(decode_json(self.get_extra_state()), indent=2) + "\n")
+        os.replace(partial, path)
+        os.replace(readable, path.with_suffix(".json"))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Build the module that :meth:`save` wrote to ``path``. Needs the extra ``safetensors``."""
+        load_file = import_optional("safetensors.torch", extra="safetensors").load_file
+        return cls.from_state_dict(load_file(path))
+
+
+def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any], keys: list[str]) -> str:
+    parts = []
+    for key in keys:
+        left, right = theirs.get(key), ours.get(key)
+        if isinstance(left, dict) and isinstance(right, dict):
+            inner = sorted(k for k in {*left, *right} if left.get(k) != json.loads(json.dumps(right.get(k))))
+            parts += [f"{k} is {left.get(k)!r} there and {right.get(k)!r} here" for k in inner]
+        else:
+            parts.append(f"{key} differs")
+    return ", ".join(parts)

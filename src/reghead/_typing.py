@@ -1,0 +1,13 @@
+"""The types that public signatures share."""
+
+from collections.abc import Mapping, Sequence
+from typing import Literal, TypeAlias
+
+from torch import Tensor
+
+Reduction: TypeAlias = Literal["none", "mean", "sum"]
+NanPolicy: TypeAlias = Literal["propagate", "omit"]
+Quantiles: TypeAlias = Sequence[float] | Tensor
+"""Quantile levels, strictly between 0 and 1 and increasing."""
+Categories: TypeAlias = Mapping[str, Tensor]
+"""Column name -> integer ids; id 0 is "unknown or missing" in every column."""
