@@ -5,6 +5,7 @@ tensor only where :func:`reads_values` says that looking is free of side effects
 """
 
 import difflib
+import itertools
 import math
 import numbers
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -77,7 +78,7 @@ def check_quantiles(name: str, quantiles: object) -> tuple[float, ...]:
     levels = tuple(check_number(f"{name}[{i}]", q, above=0.0, below=1.0) for i, q in enumerate(quantiles))
     if not levels:
         raise ValueError(f"{name} must hold at least one level, got none; use (0.5,) for the median alone")
-    if any(a >= b for a, b in zip(levels, levels[1:], strict=False)):
+    if any(a >= b for a, b in itertools.pairwise(levels)):
         raise ValueError(f"{name} must be strictly increasing, without repeats, got {levels}; use sorted(set(levels))")
     return levels
 
@@ -103,7 +104,8 @@ def check_columns(name: str, columns: object, available: Collection[str] | None 
         if available is not None and column not in available:
             known = ", ".join(map(repr, available)) or "none"
             raise ValueError(
-                f"{name} names the column {column!r}, which is not among the categorical columns ({known}){did_you_mean(column, available)}"
+                f"{name} names the column {column!r}, which is not among the categorical columns ({known})"
+                f"{did_you_mean(column, available)}"
             )
     if len(set(result)) != len(result):
         raise ValueError(f"{name} must not repeat a column, got {result}")
@@ -122,7 +124,8 @@ def check_shape(name: str, tensor: Tensor, shape: Sequence[int], described: str,
     """Raise unless ``tensor`` has exactly ``shape``, which ``described`` puts into words."""
     if tensor.shape != torch.Size(shape):
         raise ValueError(
-            f"{name} must have shape {described} = {tuple(shape)}, got {tuple(tensor.shape)}{'; ' + hint if hint else ''}"
+            f"{name} must have shape {described} = {tuple(shape)}, got {tuple(tensor.shape)}"
+            f"{'; ' + hint if hint else ''}"
         )
 
 
@@ -150,7 +153,8 @@ def check_prefix(name: str, tensor: Tensor, of: str, shape: Sequence[int]) -> No
     """Raise unless the shape of ``tensor`` is a prefix of ``shape``, the shape of the argument named ``of``."""
     if tuple(tensor.shape) != tuple(shape[: tensor.ndim]):
         raise ValueError(
-            f"{name} must have the leading dimensions of {of}, which has shape {tuple(shape)}, got {tuple(tensor.shape)}"
+            f"{name} must have the leading dimensions of {of}, which has shape {tuple(shape)}, "
+            f"got {tuple(tensor.shape)}"
         )
 
 
@@ -182,13 +186,15 @@ def check_ids(categories: Categories | None, cardinalities: Mapping[str, int], u
         if column not in categories:
             got = ", ".join(map(repr, categories)) or "none"
             raise ValueError(
-                f"{used_by} needs the column {column!r} in categories, got {got}{did_you_mean(column, categories)}; pass zeros for unknown"
+                f"{used_by} needs the column {column!r} in categories, got {got}{did_you_mean(column, categories)}; "
+                "pass zeros for unknown"
             )
         ids = categories[column]
         if not isinstance(ids, Tensor) or ids.dtype not in (torch.int64, torch.int32):
             got = str(ids.dtype) if isinstance(ids, Tensor) else type(ids).__name__
             raise TypeError(
-                f"categories[{column!r}] must be a tensor of integer ids (torch.int64), got {got}; CategoryEncoder makes them from labels"
+                f"categories[{column!r}] must be a tensor of integer ids (torch.int64), got {got}; "
+                "CategoryEncoder makes them from labels"
             )
         if reads_values(ids):
             if ids.numel():

@@ -6,13 +6,13 @@ safetensors both accept, so nothing is ever unpickled, and a ``state_dict`` alon
 
 import json
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from typing_extensions import Self
 
 from reghead._optional import import_optional
 
@@ -44,18 +44,18 @@ def describe_kind(value: object) -> str:
     )
 
 
-class SelfDescribing(nn.Module):
+class SelfDescribing(nn.Module, ABC):
     """A module whose ``state_dict`` says how to build it.
 
     A subclass implements :meth:`_describe` and :meth:`_from_description`, inverses of each other in JSON.
     """
 
-    def _describe(self) -> dict[str, Any]:
-        raise NotImplementedError
+    @abstractmethod
+    def _describe(self) -> dict[str, Any]: ...
 
     @classmethod
-    def _from_description(cls, description: Mapping[str, Any]) -> Self:
-        raise NotImplementedError
+    @abstractmethod
+    def _from_description(cls, description: Mapping[str, Any]) -> Self: ...
 
     def get_extra_state(self) -> Tensor:
         """The description of this module as JSON in a uint8 tensor."""
