@@ -11,3 +11,5 @@ Quantiles: TypeAlias = Sequence[float] | Tensor
 """Quantile levels, strictly between 0 and 1 and increasing."""
 Categories: TypeAlias = Mapping[str, Tensor]
 """Column name -> integer ids; id 0 is "unknown or missing" in every column."""
+Gate: TypeAlias = Literal["soft", "top_k", "hard"]
+"""How a router turns logits into weights of experts."""

@@ -1,0 +1,143 @@
+"""Routing of rows to experts, and how evenly it is done."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from reghead._checks import check_choice, check_int, check_number
+from reghead._typing import Gate
+
+
+def routing_weights(logits: Tensor, gate: Gate = "soft", *, top_k: int = 2, temperature: float = 1.0) -> Tensor:
+    r"""Weights of the experts, from the router's logits.
+
+    .. math:: p = \mathrm{softmax}(\text{logits} / T)
+
+    ``"soft"`` returns :math:`p`. ``"top_k"`` keeps the k largest and divides them by their sum; at k = 1 they are
+    not divided, since a weight that is always 1 would leave the router without a gradient (Fedus et al., "Switch
+    Transformers", 2021, eq. 2). ``"hard"`` gives weight 1 to the largest, with the gradient of its :math:`\log p`.
+
+    Args:
+        logits: Shape ``(*, E)``.
+        gate: ``"soft"``, ``"top_k"`` or ``"hard"``.
+        top_k: Number of experts kept by ``"top_k"``.
+        temperature: T, positive; towards 0 the weights become one-hot.
+
+    Returns:
+        Weights in float32 or wider, non-negative. Shape ``(*, E)``.
+
+    Example:
+        >>> logits = torch.tensor([[0.0, 0.0, -torch.inf]])
+        >>> routing_weights(logits)
+        tensor([[0.5000, 0.5000, 0.0000]])
+        >>> routing_weights(torch.tensor([[1.0, 2.0]]), "hard")
+        tensor([[0., 1.]])
+    """
+    check_choice("gate", gate, ("soft", "top_k", "hard"))
+    check_number("temperature", temperature, above=0.0)
+    probabilities = torch.softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature, dim=-1)
+    if gate == "soft":
+        return probabilities
+    if gate == "hard":
+        chosen = F.one_hot(probabilities.argmax(-1), logits.shape[-1]).to(probabilities.dtype)
+        largest = (probabilities * chosen).sum(-1, keepdim=True)
+        return chosen * (largest / largest.detach())
+    if check_int("top_k", top_k) > logits.shape[-1]:
+        raise ValueError(f"top_k must be at most the number of experts, {logits.shape[-1]}, got {top_k}")
+    values, index = probabilities.topk(top_k, dim=-1)
+    if top_k > 1:
+        values = values / values.sum(-1, keepdim=True)
+    return torch.zeros_like(probabilities).scatter(-1, index, values)
+
+
+def load_balancing_loss(logits: Tensor, gate: Gate = "soft", *, top_k: int = 2, temperature: float = 1.0) -> Tensor:
+    r"""Load-balancing loss of the Switch Transformer: 1 when experts are used evenly, E when one does it all.
+
+    .. math:: L = E \sum_e f_e P_e, \qquad f_e = \frac{1}{N}\sum_n d_{ne}, \qquad P_e = \frac{1}{N}\sum_n p_{ne}
+
+    :math:`p` is the softmax of the logits, :math:`d` the share of the row that goes to the expert: :math:`p` itself
+    under soft routing, :math:`1/k` for each of the k experts that are chosen. The gradient goes through :math:`P`
+    alone. Fedus et al., "Switch Transformers", 2021, eq. 4 to 6; divided by k, so that it is 1 at uniform routing
+    for any k.
+
+    Rows split evenly over the experts and rows that each use one expert score alike; the entropy of
+    :func:`routing_entropy` tells them apart.
+
+    Args:
+        logits: The router's logits. Shape ``(*, E)``.
+        gate: As in :func:`routing_weights`.
+        top_k: As in :func:`routing_weights`.
+        temperature: As in :func:`routing_weights`.
+
+    Returns:
+        A scalar; 0 for an empty batch.
+
+    Example:
+        >>> load_balancing_loss(torch.zeros(4, 3))
+        tensor(1.)
+        >>> load_balancing_loss(torch.tensor([[100.0, 0.0]]))
+        tensor(2.)
+    """
+    probabilities = routing_weights(logits.reshape(-1, logits.shape[-1]), temperature=temperature)
+    rows, experts = probabilities.shape
+    if gate == "soft" or (gate == "top_k" and top_k == experts):
+        dispatch = probabilities.detach()
+    else:
+        k = top_k if gate == "top_k" else 1
+        chosen = probabilities.topk(k, dim=-1).indices
+        dispatch = torch.zeros_like(probabilities).scatter(-1, chosen, 1.0 / k)
+    rows = max(rows, 1)
+    return experts * (dispatch.sum(0) / rows * (probabilities.sum(0) / rows)).sum()
+
+
+def routing_entropy(weights: Tensor) -> Tensor:
+    r"""Mean entropy of the rows' routing weights, in nats: 0 when each row uses one expert, log E when all evenly.
+
+    .. math:: H = -\frac{1}{N} \sum_n \sum_e w_{ne} \log w_{ne}
+
+    Args:
+        weights: Shape ``(*, E)``.
+
+    Example:
+        >>> routing_entropy(torch.tensor([[1.0, 0.0]]))
+        tensor(0.)
+    """
+    rows = max(weights[..., 0].numel(), 1)
+    return -torch.special.xlogy(weights, weights).sum() / rows + 0.0
+
+
+def expert_utilization(weights: Tensor, ids: Tensor | None = None, cardinality: int | None = None) -> Tensor:
+    r"""Mean routing weight of each expert, over all rows or per category.
+
+    .. math:: u_e = \frac{1}{N} \sum_n w_{ne}
+
+    Args:
+        weights: Routing weights. Shape ``(*, E)``.
+        ids: Category of each row; gives one row of the result per category. Shape ``(*,)``.
+        cardinality: Number of ids, id 0 included; needed with ``ids``.
+
+    Returns:
+        Shape ``(E,)``, or ``(K, E)`` with ``ids``; NaN for a category without rows.
+
+    Example:
+        >>> weights = torch.tensor([[1.0, 0.0], [0.5, 0.5], [0.0, 1.0]])
+        >>> expert_utilization(weights)
+        tensor([0.5000, 0.5000])
+        >>> expert_utilization(weights, torch.tensor([1, 1, 2]), 3)
+        tensor([[   nan,    nan],
+                [0.7500, 0.2500],
+                [0.0000, 1.0000]])
+    """
+    flat = weights.reshape(-1, weights.shape[-1])
+    if ids is None:
+        return flat.mean(0)
+    if cardinality is None:
+        raise ValueError("cardinality must be given with ids: the number of ids, id 0 included")
+    if ids.shape != weights.shape[:-1]:
+        raise ValueError(
+            f"ids must have shape {tuple(weights.shape[:-1])}, one per row of weights, got {tuple(ids.shape)}"
+        )
+    ids = ids.reshape(-1)
+    total = torch.zeros(cardinality, flat.shape[-1], dtype=flat.dtype, device=flat.device).index_add(0, ids, flat)
+    rows = torch.zeros(cardinality, dtype=flat.dtype, device=flat.device).index_add(0, ids, torch.ones_like(flat[:, 0]))
+    return total / rows.unsqueeze(-1)
