@@ -1,0 +1,200 @@
+"""The per-category report against the metrics of each category's rows alone."""
+
+import json
+import math
+import re
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor
+
+from reghead.functional import interval_score_loss
+from reghead.metrics import bias, category_report, coverage, crossing_rate, mae, mean_width, r2, rmse
+
+LEVELS = (0.05, 0.5, 0.95)
+
+
+def draw(rows: int = 60, outputs: int = 2) -> tuple[Tensor, Tensor, Tensor]:
+    rng = torch.Generator().manual_seed(3)
+    target = torch.randn(rows, outputs, generator=rng, dtype=torch.float64)
+    spread = torch.randn(rows, outputs, 3, generator=rng, dtype=torch.float64)
+    preds = target.unsqueeze(-1) * 0.5 + 0.3 * spread + torch.tensor([-1.0, 0.0, 1.0], dtype=torch.float64) * 0.4
+    return preds, target, torch.randint(0, 4, (rows,), generator=rng)
+
+
+def expected(preds: Tensor, target: Tensor, weight: Tensor | None = None) -> dict[str, float]:
+    point, ends = preds[..., 1], preds[..., [0, 2]]
+    result = {
+        "rmse": rmse(point, target, weight=weight),
+        "mae": mae(point, target, weight=weight),
+        "bias": bias(point, target, weight=weight),
+        "r2": r2(point.unsqueeze(-1), target.unsqueeze(-1), weight=weight),
+        "coverage": coverage(ends[..., 0], ends[..., 1], target, weight=weight),
+        "width": mean_width(ends[..., 0], ends[..., 1], weight=weight),
+        "interval_score": interval_score_loss(ends, target, 0.9, weight=weight),
+        "crossing": crossing_rate(preds, "rows", weight=weight),
+    }
+    return {name: value.item() for name, value in result.items()} | {"confidence_level": 0.9, "count": len(target)}
+
+
+def numbers(row: dict[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in row.items() if name not in ("location", "output")}
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_each_row_is_the_metrics_of_its_own_rows(weighted: bool) -> None:
+    preds, target, ids = draw()
+    weight = torch.linspace(0.5, 2.0, 60, dtype=torch.float64) if weighted else None
+    report = category_report(preds, target, {"location": ids}, quantiles=LEVELS, weight=weight)
+    assert len(report.categories) == 4 * 2
+    for row in report.categories:
+        mine, d = ids == row["location"], row["output"]
+        given = None if weight is None else weight[mine]
+        assert numbers(row) == pytest.approx(expected(preds[mine, d], target[mine, d], given), rel=1e-10)
+    for d, row in enumerate(report.overall):
+        assert row["output"] == d
+        assert numbers(row) == pytest.approx(expected(preds[:, d], target[:, d], weight), rel=1e-10)
+
+
+def test_point_predictions_have_no_interval() -> None:
+    preds, target, ids = draw()
+    points = category_report(preds[..., 1], target, {"location": ids})
+    one_level = category_report(preds[..., 1:2], target, {"location": ids}, quantiles=[0.5])
+    assert list(points.overall[0]) == ["output", "count", "rmse", "mae", "bias", "r2"]
+    assert points == one_level
+
+
+def test_every_combination_that_occurs_is_a_row_in_the_order_of_its_labels() -> None:
+    target = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    categories = {"location": ["b", "a", "b", None], "season": torch.tensor([2, 1, 1, 1])}
+    report = category_report(target + 1, target, categories)
+    assert [(row["location"], row["season"], row["count"]) for row in report.categories] == [
+        (None, 1, 1),
+        ("a", 1, 1),
+        ("b", 1, 1),
+        ("b", 2, 1),
+    ]
+
+
+def test_missing_labels_are_one_category() -> None:
+    report = category_report(torch.zeros(3), torch.ones(3), {"location": np.array(["a", np.nan, None], dtype=object)})
+    assert [(row["location"], row["count"]) for row in report.categories] == [(None, 2), ("a", 1)]
+
+
+def test_pandas_takes_it_as_it_is_and_so_does_json() -> None:
+    preds, target, ids = draw()
+    labels = pd.Series(["abcd"[i] for i in ids.tolist()])
+    report = category_report(preds, target, {"location": labels}, quantiles=LEVELS, outputs=["pH", "salt"])
+    table = pd.DataFrame(report.categories)
+    assert list(table.columns[:3]) == ["location", "output", "count"]
+    assert table.groupby("output")["count"].sum().to_dict() == {"pH": 60, "salt": 60}
+    assert json.loads(json.dumps(report.categories)) == report.categories
+
+
+def test_the_worst_category_has_the_highest_rmse_among_those_large_enough() -> None:
+    target = torch.zeros(5)
+    preds, labels = torch.tensor([1.0, 1.0, 2.0, 2.0, 9.0]), ["a", "a", "b", "b", "c"]
+    assert category_report(preds, target, {"x": labels}).worst[0]["x"] == "c"
+    assert category_report(preds, target, {"x": labels}, min_count=2).worst[0]["x"] == "b"
+    assert category_report(preds, target, {"x": labels}, min_count=9).worst == []
+    preds[0] = torch.nan
+    assert category_report(preds, target, {"x": labels}).worst[0]["x"] == "a"
+
+
+def test_a_missing_target_counts_nowhere_and_an_empty_category_is_nan() -> None:
+    target = torch.tensor([[1.0, torch.nan], [2.0, torch.nan], [torch.nan, 5.0]])
+    report = category_report(torch.zeros(3, 2), target, {"x": ["a", "a", "b"]}, nan_policy="omit")
+    assert [row["count"] for row in report.categories] == [2, 0, 0, 1]
+    assert [row["rmse"] for row in report.overall] == pytest.approx([math.sqrt(2.5), 5.0])
+    assert math.isnan(report.categories[1]["rmse"])
+    assert [row["x"] for row in report.worst] == ["a", "b"]
+    spoiled = category_report(torch.zeros(3, 2), target, {"x": ["a", "a", "b"]})
+    assert [math.isnan(row["rmse"]) for row in spoiled.categories] == [False, True, True, False]
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_nan_prediction_spoils_its_own_category_alone(place: int) -> None:
+    preds, target, ids = draw(outputs=1)
+    preds[ids.tolist().index(2), 0, place] = torch.nan
+    report = category_report(preds, target, {"location": ids}, quantiles=LEVELS, nan_policy="omit")
+    spoiled = "rmse" if place == 1 else "coverage"
+    assert [math.isnan(row[spoiled]) for row in report.categories] == [False, False, True, False]
+    assert math.isnan(report.overall[0]["crossing"])
+
+
+def test_infinite_intervals_cover() -> None:
+    preds = torch.tensor([[[-torch.inf, 0.0, torch.inf]]])
+    row = category_report(preds, torch.zeros(1, 1), {"x": ["a"]}, quantiles=LEVELS).overall[0]
+    assert (row["coverage"], row["width"], row["interval_score"]) == (1.0, torch.inf, torch.inf)
+
+
+def test_crossing_is_reported_and_the_width_keeps_its_sign() -> None:
+    preds = torch.tensor([[[2.0, 1.0, 0.0]], [[0.0, 1.0, 2.0]]])
+    row = category_report(preds, torch.ones(2, 1), {"x": ["a", "a"]}, quantiles=LEVELS).categories[0]
+    assert (row["crossing"], row["width"], row["coverage"]) == (0.5, 0.0, 0.5)
+
+
+def test_levels_that_are_not_central_are_scored_each_by_its_own() -> None:
+    """By hand: width 2, one above by 1 at 1 / (1 - 0.75), one below by 1 at 1 / 0.5."""
+    preds, target = torch.tensor([[0.0, 2.0], [0.0, 2.0]]), torch.tensor([3.0, -1.0])
+    row = category_report(preds, target, {"x": ["a", "a"]}, quantiles=[0.5, 0.75]).overall[0]
+    assert row["interval_score"] == pytest.approx(2 + (4 + 2) / 2)
+    assert row["confidence_level"] == 0.25
+
+
+def test_ids_go_with_the_leading_dimensions() -> None:
+    preds, target = torch.arange(12.0).reshape(2, 3, 2), torch.zeros(2, 3, 2)
+    report = category_report(preds, target, {"x": torch.tensor([5, 7])})
+    assert [(row["x"], row["output"], row["count"]) for row in report.categories] == [
+        (5, 0, 3),
+        (5, 1, 3),
+        (7, 0, 3),
+        (7, 1, 3),
+    ]
+    assert report.categories[0]["mae"] == pytest.approx((0 + 2 + 4) / 3)
+
+
+def test_no_rows_are_no_categories() -> None:
+    report = category_report(torch.zeros(0, 1), torch.zeros(0, 1), {"x": torch.zeros(0, dtype=torch.int64)})
+    assert report.categories == report.worst == []
+    assert report.overall[0]["count"] == 0
+
+
+def test_a_constant_category_has_no_r2_and_the_others_do() -> None:
+    target = torch.tensor([0.1] * 7 + [1.0, 2.0])
+    report = category_report(target, target, {"x": ["a"] * 7 + ["b"] * 2})
+    assert math.isnan(report.categories[0]["r2"])
+    assert report.categories[1]["r2"] == 1.0
+
+
+def test_gradients_and_half_precision_are_welcome() -> None:
+    preds = torch.ones(2, 1, dtype=torch.bfloat16, requires_grad=True)
+    assert category_report(preds, torch.zeros(2, 1), {"x": ["a", "b"]}).overall[0]["rmse"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"preds": torch.zeros(3, 1)}, ValueError, "preds and target must have the same shape, got (3, 1) and (3,)"),
+        ({"quantiles": [0.1, 0.9]}, ValueError, "preds must have shape (*target.shape, Q) = (3, 2), got (3,)"),
+        ({"categories": ["a", "a", "b"]}, TypeError, "categories must map at least one column to ids or labels, got"),
+        ({"categories": {}}, TypeError, "categories must map at least one column to ids or labels, got {}"),
+        ({"categories": {"x": ["a"]}}, ValueError, "categories['x'] must hold one label for each row of target, (3,)"),
+        (
+            {"categories": {"x": torch.zeros(2)}},
+            ValueError,
+            "categories['x'] must have the leading dimensions of the ro",
+        ),
+        ({"categories": {"rmse": ["a"] * 3}}, ValueError, "categories has the column 'rmse', which is also a name in"),
+        ({"outputs": ["a", "b"]}, ValueError, "outputs must name each of the 1 outputs, got ['a', 'b']"),
+        ({"min_count": 0}, ValueError, "min_count must be at least 1, got 0"),
+        ({"weight": torch.ones(2)}, ValueError, "weight must have the leading dimensions of target"),
+    ],
+)
+def test_refusals(change: dict[str, Any], error: type[Exception], message: str) -> None:
+    arguments = {"preds": torch.zeros(3), "target": torch.zeros(3), "categories": {"x": ["a", "a", "b"]}, **change}
+    with pytest.raises(error, match=re.escape(message)):
+        category_report(**arguments)
