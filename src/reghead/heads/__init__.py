@@ -1,0 +1,5 @@
+"""Regression heads."""
+
+from reghead.heads._regression_head import HeadAux, RegressionHead
+
+__all__ = ["HeadAux", "RegressionHead"]

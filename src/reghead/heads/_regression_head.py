@@ -1,0 +1,440 @@
+"""The one builder of regression heads."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple, Self, overload
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from reghead._checks import check_last_dim
+from reghead._persistence import EXTRA_STATE, SelfDescribing
+from reghead._typing import Categories, Quantiles
+from reghead._warnings import RedundantOptionWarning
+from reghead.categories import CategoryEncoder
+from reghead.config import HeadConfig, MoEConfig
+from reghead.functional._lookup import align
+from reghead.nn import (
+    MLP,
+    CategoryContext,
+    CategoryEmbedding,
+    ConditionalScaler,
+    LearnableScale,
+    MixtureOfExperts,
+    OutputActivation,
+    QuantileOutput,
+    RoutingAux,
+)
+
+
+class HeadAux(NamedTuple):
+    """What a head computed beside its predictions.
+
+    Attributes:
+        losses: Terms to add to the training loss by name, each already times its weight: ``"load_balancing"``.
+        penalties: Partial-pooling penalties by name, not weighted: ``"scaler"``, ``"wide"``.
+        routing: What the router of the experts did, or None.
+    """
+
+    losses: dict[str, Tensor]
+    penalties: dict[str, Tensor]
+    routing: RoutingAux | None
+
+
+class RegressionHead(SelfDescribing):
+    r"""Regression head: from features, and categories where options ask for them, to predictions.
+
+    Called with features alone and nothing asked it is one linear layer with ``weight`` and ``bias``, a drop-in for
+    ``nn.Linear(in_features, out_features)``. Options add parts, in this order: unknown-dropout, fusion of the
+    categories with the features, trunk (MLP or mixture of experts, modulated by FiLM), shaping of quantiles,
+    conditional scaling, learnable scale, random intercepts, output activation.
+
+    .. math:: \hat y = \phi\big(s \cdot (s_c\, f(x, c) + b_c) + b + a_c\big)
+
+    Args:
+        in_features: F, the width of the features.
+        out_features: D, the number of targets.
+        hidden_dims: Widths of the hidden layers; none by default.
+        dropout: Probability in [0, 1), after each hidden activation.
+        activation: ``"relu"``, ``"gelu"``, ``"silu"``, ``"tanh"``, ``"elu"`` or ``"leaky_relu"``.
+        norm: ``None``, ``"layer"`` or ``"rms"``, after each hidden linear layer.
+        residual: Add a linear map of the features to the output of the trunk.
+        cardinalities: Categorical columns -> number of ids, id 0 (unknown or missing) included.
+        encoder: A fitted :class:`~reghead.categories.CategoryEncoder`; gives ``cardinalities`` where they are left
+            out, and travels in the ``state_dict``.
+        embedding_dim: Width of each column's embedding, shared by fusion, FiLM and router.
+        fusion: ``None``, or how all columns join the features: ``"concat"`` or ``"add"``.
+        film: Columns that modulate the hidden layers (:class:`~reghead.nn.FiLM`).
+        moe: A :class:`~reghead.config.MoEConfig` or its fields in a mapping: a mixture of experts as the trunk.
+        scaler: Columns with a scale and a bias per category (:class:`~reghead.nn.ConditionalScaler`).
+        scaler_compose: ``"sequential"`` or ``"additive"``.
+        wide: Columns with random intercepts, and one for each cell of several columns.
+        quantiles: Levels to predict; ``None`` for point predictions.
+        non_crossing: Quantiles ordered by construction, or free and sorted in eval mode.
+        output_activation: ``None``, ``"relu"``, ``"softplus"`` or ``"exp"``.
+        bounds: Lowest and highest prediction, in units of the target, by a sigmoid.
+        learnable_scale: One learnable scale and bias per target.
+        unknown_dropout: Share of training rows whose ids are replaced by 0, so that the unknown is trained too.
+        device: Where the parameters live.
+        dtype: Of the parameters.
+
+    Raises:
+        ValueError: If a value is out of range, a column is not among ``cardinalities``, or options exclude or need
+            each other; the message names both.
+
+    Shape:
+        - ``x``: ``(*, F)``
+        - ``categories``: column -> ids whose shape is a prefix of ``*``
+        - output: ``(*, D)``, or ``(*, D, Q)`` with ``quantiles``
+
+    Example:
+        >>> head = RegressionHead(2, 1)
+        >>> _ = head.weight.data.copy_(torch.tensor([[1.0, 2.0]])), head.bias.data.fill_(0.5)
+        >>> head(torch.tensor([[3.0, 4.0]])).detach()
+        tensor([[11.5000]])
+    """
+
+    config: HeadConfig
+    encoder: CategoryEncoder | None
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        hidden_dims: Sequence[int] = (),
+        *,
+        dropout: float = 0.0,
+        activation: str = "relu",
+        norm: str | None = None,
+        residual: bool = False,
+        cardinalities: Mapping[str, int] | None = None,
+        encoder: CategoryEncoder | None = None,
+        embedding_dim: int = 16,
+        fusion: str | None = None,
+        film: Sequence[str] = (),
+        moe: MoEConfig | Mapping[str, Any] | None = None,
+        scaler: Sequence[str] = (),
+        scaler_compose: str = "sequential",
+        wide: Sequence[str] = (),
+        quantiles: Quantiles | None = None,
+        non_crossing: bool = True,
+        output_activation: str | None = None,
+        bounds: tuple[float, float] | None = None,
+        learnable_scale: bool = False,
+        unknown_dropout: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if encoder is not None:
+            if cardinalities is None:
+                cardinalities = encoder.cardinalities
+            elif any(cardinalities.get(column) != n for column, n in encoder.cardinalities.items()):
+                raise ValueError(
+                    f"cardinalities must be those of the encoder, {encoder.cardinalities}, got {dict(cardinalities)}"
+                )
+        config = HeadConfig.from_dict(
+            {
+                "in_features": in_features,
+                "out_features": out_features,
+                "hidden_dims": hidden_dims,
+                "dropout": dropout,
+                "activation": activation,
+                "norm": norm,
+                "residual": residual,
+                "cardinalities": cardinalities,
+                "embedding_dim": embedding_dim,
+                "fusion": fusion,
+                "film": film,
+                "moe": moe,
+                "scaler": scaler,
+                "scaler_compose": scaler_compose,
+                "wide": wide,
+                "quantiles": quantiles,
+                "non_crossing": non_crossing,
+                "output_activation": output_activation,
+                "bounds": bounds,
+                "learnable_scale": learnable_scale,
+                "unknown_dropout": unknown_dropout,
+            }
+        )
+        if config.in_features is None:
+            raise TypeError("in_features must be an integer, got None")
+        if config.scaler and config.learnable_scale:
+            warnings.warn(
+                "scaler and learnable_scale both scale the output; with categories scaler alone is preferred",
+                RedundantOptionWarning,
+                stacklevel=2,
+            )
+        self.config, self.encoder = config, encoder
+        self.in_features, self.out_features = config.in_features, config.out_features
+        self._build({"device": device, "dtype": dtype})
+        self.reset_parameters()
+
+    def _build(self, factory: dict[str, Any]) -> None:
+        config = self.config
+        cards = config.cardinalities or {}
+        positive, output_dim = config.quantiles is not None, -1 if config.quantiles is None else -2
+        routing = config.moe.routing if config.moe is not None else ()
+        fused = config.columns if config.fusion else ()
+        embedded = {c: cards[c] for c in config.columns if c in {*fused, *config.film, *routing}}
+        self.embedding = CategoryEmbedding(embedded, config.embedding_dim, **factory) if embedded else None
+        width, fused_width = self.in_features, len(fused) * config.embedding_dim
+        if config.fusion == "concat":
+            width += fused_width
+        weight = torch.empty(width, fused_width, **factory) if config.fusion == "add" else None
+        self.register_parameter("fusion_weight", None if weight is None else nn.Parameter(weight))
+        outputs = config.out_features * (len(config.quantiles) if config.quantiles else 1)
+        self.weight: nn.Parameter | None
+        self.bias: nn.Parameter | None
+        self.trunk: MLP | MixtureOfExperts | None
+        hidden: dict[str, Any] = {
+            "dropout": config.dropout,
+            "activation": config.activation,
+            "norm": config.norm,
+            "residual": config.residual,
+            **factory,
+        }
+        film_features = len(config.film) * config.embedding_dim or None
+        self.register_parameter("weight", None)
+        self.register_parameter("bias", None)
+        if config.moe is not None:
+            self.trunk = MixtureOfExperts(
+                width,
+                outputs,
+                config.moe.num_experts,
+                config.hidden_dims,
+                context_features=len(routing) * config.embedding_dim or None,
+                route_features=config.moe.route_features,
+                gate=config.moe.gate,
+                top_k=config.moe.top_k,
+                temperature=config.moe.temperature,
+                film_features=film_features,
+                **hidden,
+            )
+        elif config.hidden_dims:
+            self.trunk = MLP(width, outputs, config.hidden_dims, context_features=film_features, **hidden)
+        else:
+            # The names of nn.Linear, so that a plain head loads its state_dict and is loaded by it.
+            self.trunk = None
+            self.weight = nn.Parameter(torch.empty(outputs, width, **factory))
+            self.bias = nn.Parameter(torch.empty(outputs, **factory))
+        self.quantile_output = QuantileOutput(config.quantiles, config.non_crossing) if config.quantiles else None
+        common = {"positive": positive, "output_dim": output_dim, **factory}
+        self.scaler = self._scaler(config.scaler, compose=config.scaler_compose, **common)
+        self.learnable_scale = LearnableScale(self.out_features, **common) if config.learnable_scale else None
+        cells = len(config.wide) > 1
+        self.wide = self._scaler(config.wide, compose="additive", scale=False, cells=cells, **common)
+        self.output_activation = None
+        if config.bounds is not None:
+            self.output_activation = OutputActivation("bounded", config.bounds)
+        elif config.output_activation is not None:
+            self.output_activation = OutputActivation(config.output_activation)
+
+    def _scaler(self, columns: Sequence[str], **options: Any) -> ConditionalScaler | None:
+        cards = self.config.cardinalities or {}
+        return ConditionalScaler({c: cards[c] for c in columns}, self.out_features, **options) if columns else None
+
+    def reset_parameters(self) -> None:
+        """Initialise every part as torch does its own; what compensates for categories becomes the identity."""
+        for part in (self.embedding, self.trunk, self.scaler, self.learnable_scale, self.wide):
+            if part is not None:
+                part.reset_parameters()
+        if self.fusion_weight is not None:
+            _uniform(self.fusion_weight, self.fusion_weight.shape[1])
+        if self.weight is not None and self.bias is not None:
+            _uniform(self.weight, self.weight.shape[1])
+            _uniform(self.bias, self.weight.shape[1])
+        self._start_at_normal_gaps()
+
+    @torch.no_grad()
+    def _start_at_normal_gaps(self) -> None:
+        """Zero the raw gaps of non-crossing quantiles, so that training starts from one normal spread everywhere."""
+        if self.quantile_output is None or not self.quantile_output.non_crossing:
+            return
+        levels = len(self.quantile_output.quantiles)
+        gaps = [i for i in range(self.out_features * levels) if i % levels != self.quantile_output.anchor]
+        rows: list[Tensor | None] = [self.weight, self.bias]
+        if isinstance(self.trunk, MLP):
+            rows += [self.trunk.output.weight, self.trunk.output.bias]
+        elif isinstance(self.trunk, MixtureOfExperts):
+            rows += [self.trunk.weights[-1].movedim(-1, 0), self.trunk.biases[-1].movedim(-1, 0)]
+        if self.trunk is not None and self.trunk.skip is not None:
+            rows += [self.trunk.skip.weight, self.trunk.skip.bias]
+        for tensor in rows:
+            if tensor is not None:
+                tensor[gaps] = 0.0
+
+    @overload
+    def forward(
+        self, x: Tensor, categories: Categories | None = ..., *, return_aux: Literal[False] = ...
+    ) -> Tensor: ...
+
+    @overload
+    def forward(
+        self, x: Tensor, categories: Categories | None = ..., *, return_aux: Literal[True]
+    ) -> tuple[Tensor, HeadAux]: ...
+
+    def forward(
+        self, x: Tensor, categories: Categories | None = None, *, return_aux: bool = False
+    ) -> Tensor | tuple[Tensor, HeadAux]:
+        """Predict from features ``x``; with ``return_aux`` also a :class:`HeadAux`.
+
+        Args:
+            x: Features. Shape ``(*, F)``.
+            categories: Column -> ids; needed where an option uses categories. Other columns are ignored.
+            return_aux: Also return auxiliary losses, penalties and routing.
+        """
+        check_last_dim("x", x, self.in_features, "in_features")
+        categories = self._hide(categories)
+        routing = None
+        x = self._fuse(x, categories)
+        if self.weight is not None:
+            out = F.linear(x, self.weight, self.bias)
+        elif isinstance(self.trunk, MLP):
+            out = self.trunk(x, self._context(categories, self.config.film))
+        else:
+            assert isinstance(self.trunk, MixtureOfExperts)
+            assert self.config.moe is not None
+            film = self._context(categories, self.config.film)
+            context = self._context(categories, self.config.moe.routing)
+            if return_aux:
+                out, routing = self.trunk(x, context=context, film_context=film, return_aux=True)
+            else:
+                out = self.trunk(x, context=context, film_context=film)
+        if self.quantile_output is not None:
+            out = self.quantile_output(out.unflatten(-1, (self.out_features, -1)))
+        if self.scaler is not None:
+            out = self.scaler(out, categories)
+        if self.learnable_scale is not None:
+            out = self.learnable_scale(out)
+        if self.wide is not None:
+            out = self.wide(out, categories)
+        if self.output_activation is not None:
+            out = self.output_activation(out)
+        return (out, self._aux(routing)) if return_aux else out
+
+    def _hide(self, categories: Categories | None) -> Categories | None:
+        """In training, make a share of the rows unknown: one draw a row, the same for every part and column."""
+        share = self.config.unknown_dropout
+        if not (self.training and share) or categories is None:
+            return categories
+        used = {c: ids for c, ids in categories.items() if c in self.config.columns}
+        hidden: dict[tuple[int, ...], Tensor] = {}
+        for ids in used.values():
+            shape = tuple(ids.shape)
+            if shape not in hidden:
+                hidden[shape] = torch.rand(shape, device=ids.device) < share
+        return {c: torch.where(hidden[tuple(ids.shape)], 0, ids) for c, ids in used.items()}
+
+    def _context(self, categories: Categories | None, columns: Sequence[str]) -> CategoryContext | None:
+        if not columns or self.embedding is None:
+            return None
+        return self.embedding.context(categories, columns)  # type: ignore[arg-type]
+
+    def _fuse(self, x: Tensor, categories: Categories | None) -> Tensor:
+        if self.config.fusion is None:
+            return x
+        context = self._context(categories, self.config.columns)
+        assert context is not None
+        if self.fusion_weight is not None:
+            return x + align(context.project(self.fusion_weight), x)
+        dense = context.dense()
+        return torch.cat([x, align(dense, x).expand(*x.shape[:-1], dense.shape[-1])], dim=-1)
+
+    def _aux(self, routing: RoutingAux | None) -> HeadAux:
+        losses: dict[str, Tensor] = {}
+        if routing is not None and self.config.moe is not None and self.config.moe.load_balancing_weight:
+            losses["load_balancing"] = self.config.moe.load_balancing_weight * routing.load_balancing_loss
+        parts = {"scaler": self.scaler, "wide": self.wide}
+        penalties = {name: part.penalty() for name, part in parts.items() if part is not None}
+        return HeadAux(losses, penalties, routing)
+
+    def observe(self, categories: Categories) -> None:
+        """Count the training rows of every id, so that an id without any is treated as unknown.
+
+        Args:
+            categories: Column -> ids of the training rows, all at once or batch by batch.
+        """
+        for part in (self.embedding, self.scaler, self.wide):
+            if part is not None:
+                part.observe(categories)
+
+    def param_groups(
+        self, lr: float, *, categorical_lr: float | None = None, weight_decay: float = 0.0
+    ) -> list[dict[str, Any]]:
+        """Parameter groups for an optimiser: ``"weights"``, ``"biases"`` (no decay) and ``"categorical"``.
+
+        The tables of categories see few rows each and often want a larger rate; their decay pulls a category
+        towards the population.
+
+        Args:
+            lr: Learning rate.
+            categorical_lr: Learning rate of the tables of categories; ``lr`` by default.
+            weight_decay: Of weights and tables; biases and norms are not decayed.
+        """
+        groups: dict[str, list[nn.Parameter]] = {"weights": [], "biases": [], "categorical": []}
+        for name, parameter in self.named_parameters():
+            if name.partition(".")[0] in ("embedding", "scaler", "wide"):
+                groups["categorical"].append(parameter)
+            else:
+                groups["weights" if parameter.ndim > 1 else "biases"].append(parameter)
+        rates = {"categorical": lr if categorical_lr is None else categorical_lr}
+        return [
+            {
+                "name": name,
+                "params": parameters,
+                "lr": rates.get(name, lr),
+                "weight_decay": 0.0 if name == "biases" else weight_decay,
+            }
+            for name, parameters in groups.items()
+            if parameters
+        ]
+
+    @classmethod
+    def from_config(
+        cls,
+        config: HeadConfig,
+        *,
+        encoder: CategoryEncoder | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Self:
+        """Build the head that ``config`` describes.
+
+        Raises:
+            ValueError: If ``config`` lacks ``in_features``, or ``cardinalities`` of columns that a part uses.
+        """
+        if config.in_features is None or (config.columns and config.cardinalities is None and encoder is None):
+            raise ValueError("config lacks in_features or cardinalities; fill them in with config.with_data(...)")
+        fields = {name: value for name, value in vars(config).items() if name != "columns"}
+        return cls(**fields, encoder=encoder, device=device, dtype=dtype)
+
+    def _describe(self) -> dict[str, Any]:
+        return {"config": self.config.to_dict(), "encoder": None if self.encoder is None else self.encoder.to_dict()}
+
+    @classmethod
+    def _from_description(cls, description: Mapping[str, Any]) -> Self:
+        encoder = description.get("encoder")
+        return cls.from_config(
+            HeadConfig.from_dict(description["config"]),
+            encoder=None if encoder is None else CategoryEncoder.from_dict(encoder),
+        )
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, metadata: Any, strict: bool, missing: list[str], *rest: Any
+    ) -> None:
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, *rest)
+        # A plain head is one linear layer: it takes the state_dict of an nn.Linear, which describes nothing.
+        if self.weight is not None and prefix + EXTRA_STATE in missing:
+            missing.remove(prefix + EXTRA_STATE)
+
+    def extra_repr(self) -> str:
+        text = f"in_features={self.in_features}, out_features={self.out_features}"
+        return text + (f", fusion={self.config.fusion!r}" if self.config.fusion else "")
+
+
+def _uniform(parameter: nn.Parameter, in_features: int) -> None:
+    """As :class:`torch.nn.Linear` starts its weight and bias."""
+    nn.init.uniform_(parameter, -(in_features**-0.5), in_features**-0.5)

@@ -1,0 +1,59 @@
+"""Two ways to compute a mixture of experts over one layout of stacked parameters."""
+
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from reghead._checks import reads_values
+
+Hidden: TypeAlias = Callable[[Tensor, int, Tensor | None], Tensor]
+"""What follows hidden linear layer ``layer``: ``hidden(h, layer, rows)`` with the rows in ``h``, None for all."""
+
+LOOP_ROWS = 768
+"""From so many rows on, in eager mode on a CPU, a loop over experts beats one batched product."""
+
+
+def dense_mixture(
+    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], routing: Tensor, hidden: Hidden
+) -> Tensor:
+    """Every expert on every row. Shapes: x (N, F), weights (E, in, out), biases (E, out), routing (N, E) -> (N, D)."""
+    if x.shape[0] >= LOOP_ROWS and reads_values(x):
+        # unbind, and not weights[e]: the backward of each slice would allocate a full-size gradient.
+        split = [zip(w.unbind(), b.unbind(), strict=True) for w, b in zip(weights, biases, strict=True)]
+        out = torch.stack([_expert(x, layers, hidden, None) for layers in zip(*split, strict=True)])
+        return torch.einsum("end,ne->nd", out, routing.to(out.dtype))
+    h = x.expand(weights[0].shape[0], *x.shape)
+    for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+        h = torch.baddbmm(bias.unsqueeze(1), h, weight)
+        if layer + 1 < len(weights):
+            h = hidden(h, layer, None)
+    return torch.einsum("end,ne->nd", h, routing.to(h.dtype))
+
+
+def sparse_mixture(
+    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], routing: Tensor, hidden: Hidden
+) -> Tensor:
+    """The experts with a weight alone, where rows can be dealt out to them: eager mode on a CPU. Else all of them."""
+    if x.shape[0] < LOOP_ROWS or not reads_values(x):
+        return dense_mixture(x, weights, biases, routing, hidden)
+    split = [zip(w.unbind(), b.unbind(), strict=True) for w, b in zip(weights, biases, strict=True)]
+    index, results = [], []
+    for expert, layers in enumerate(zip(*split, strict=True)):
+        share = routing[:, expert]
+        rows = share.nonzero().squeeze(-1)
+        result = _expert(x.index_select(0, rows), layers, hidden, rows)
+        index.append(rows)
+        results.append(result * share.index_select(0, rows).unsqueeze(-1).to(result.dtype))
+    stacked = torch.cat(results)
+    return stacked.new_zeros(x.shape[0], stacked.shape[-1]).index_add(0, torch.cat(index), stacked)
+
+
+def _expert(x: Tensor, layers: Sequence[tuple[Tensor, Tensor]], hidden: Hidden, rows: Tensor | None) -> Tensor:
+    h = x
+    for layer, (weight, bias) in enumerate(layers):
+        h = torch.addmm(bias, h, weight)
+        if layer + 1 < len(layers):
+            h = hidden(h, layer, rows)
+    return h

@@ -1,0 +1,274 @@
+"""Mixture of experts, routed by categories, by features, or by both."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple, overload
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from reghead._checks import check_choice, check_hidden_dims, check_int, check_last_dim, check_number
+from reghead._typing import Categories, Gate
+from reghead.functional import load_balancing_loss, routing_entropy, routing_weights
+from reghead.functional._lookup import align
+from reghead.nn._activation import make_activation, make_dropout, make_norm
+from reghead.nn._embedding import CategoryContext, CategoryEmbedding
+from reghead.nn._experts import dense_mixture, sparse_mixture
+from reghead.nn._film import FiLM
+from reghead.nn._mlp import require_hidden_dims
+
+
+class RoutingAux(NamedTuple):
+    """What the router did.
+
+    Attributes:
+        routing_weights: Weight of each expert in each row. Shape ``(*, E)``.
+        load_balancing_loss: 1 when experts are used evenly, E when one does it all. A scalar.
+        entropy: Mean entropy of the rows' weights, in nats. A scalar.
+    """
+
+    routing_weights: Tensor
+    load_balancing_loss: Tensor
+    entropy: Tensor
+
+
+class MixtureOfExperts(nn.Module):
+    r"""Mixture of multilayer perceptrons whose outputs a router mixes.
+
+    .. math::
+        y = \sum_e w_e \, f_e(x), \qquad w = \mathrm{gate}\big((R_c\, c + R_x\, x + r) / T\big)
+
+    with :math:`c` the embedding of the categories. Jacobs et al., "Adaptive Mixtures of Local Experts", 1991. The
+    gates are those of :func:`reghead.functional.routing_weights`. Logits and softmax are computed in float32 or
+    wider also under autocast, where narrower logits change which experts are chosen.
+
+    Each expert is initialised as its own :class:`torch.nn.Linear` layers would be; their parameters are stacked,
+    shape ``(E, in, out)``. A ``state_dict`` that holds one sub-module per expert (``experts.0.0.weight``, ...) is
+    taken too. The normalisation, FiLM and the skip of ``residual`` are shared by the experts.
+
+    Args:
+        in_features: F, the width of the input.
+        out_features: D, the width of the output.
+        num_experts: E.
+        hidden_dims: Widths of the hidden layers of each expert; none makes linear experts.
+        cardinalities: Columns that route -> number of ids, id 0 included; the layer embeds them itself.
+        embedding_dim: Width of each routing column's embedding.
+        context_features: Width of a dense context that routes, in place of ``cardinalities``.
+        route_features: Route by the input features too, or alone where there is no column and no context.
+        gate: ``"soft"``, ``"top_k"`` or ``"hard"``.
+        top_k: Experts per row of gate ``"top_k"``.
+        temperature: T, positive.
+        dropout: Probability in [0, 1), after each hidden activation.
+        activation: As in :class:`FiLMLayer`.
+        norm: ``None``, ``"layer"`` or ``"rms"``, after each hidden linear layer.
+        residual: Add one linear map of the input to the mixture.
+        film_features: Width of a context that modulates each hidden layer; none by default.
+        device: Where the parameters live.
+        dtype: Of the parameters.
+
+    Raises:
+        ValueError: If nothing routes, or a value is out of range.
+
+    Shape:
+        - ``x``: ``(*, F)``
+        - ``categories``: column -> ids whose shape is a prefix of ``*``
+        - ``context``, ``film_context``: ``(*prefix, C)``
+        - output: ``(*, D)``
+
+    Example:
+        >>> moe = MixtureOfExperts(1, 1, num_experts=2, cardinalities={"location": 3})
+        >>> _ = [p.data.zero_() for p in moe.parameters()]
+        >>> _ = moe.biases[0].data.copy_(torch.tensor([[1.0], [3.0]]))
+        >>> moe(torch.tensor([[7.0]]), {"location": torch.tensor([1])}).detach()  # evenly routed
+        tensor([[2.]])
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        num_experts: int,
+        hidden_dims: Sequence[int] = (),
+        *,
+        cardinalities: Mapping[str, int] | None = None,
+        embedding_dim: int = 16,
+        context_features: int | None = None,
+        route_features: bool = False,
+        gate: Gate = "soft",
+        top_k: int = 2,
+        temperature: float = 1.0,
+        dropout: float = 0.0,
+        activation: str = "relu",
+        norm: str | None = None,
+        residual: bool = False,
+        film_features: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.in_features = check_int("in_features", in_features)
+        self.out_features = check_int("out_features", out_features)
+        self.num_experts = check_int("num_experts", num_experts)
+        self.hidden_dims = check_hidden_dims("hidden_dims", hidden_dims)
+        require_hidden_dims(self.hidden_dims, residual=residual, context_features=film_features)
+        check_choice("gate", gate, ("soft", "top_k", "hard"))
+        if gate == "top_k" and check_int("top_k", top_k) > self.num_experts:
+            raise ValueError(f"top_k must be at most num_experts = {self.num_experts}, got {top_k}")
+        self.gate, self.top_k = gate, top_k
+        self.temperature = check_number("temperature", temperature, above=0.0)
+        if cardinalities is not None and context_features is not None:
+            raise ValueError("at most one of cardinalities and context_features may be given")
+        if not cardinalities and context_features is None and not route_features:
+            raise ValueError("nothing routes: give cardinalities, context_features or route_features=True")
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.embedding = CategoryEmbedding(cardinalities, embedding_dim, **factory) if cardinalities else None
+        if self.embedding is not None:
+            context_features = self.embedding.embedding_features
+        self.context_features = context_features
+        widths = (self.in_features, *self.hidden_dims, self.out_features)
+        layers = list(zip(widths, widths[1:], strict=False))
+        experts = self.num_experts
+        self.weights = nn.ParameterList(torch.empty(experts, i, o, **factory) for i, o in layers)
+        self.biases = nn.ParameterList(torch.empty(experts, o, **factory) for _, o in layers)
+        # Raw parameters, not nn.Linear: the router keeps its start when a parent re-initialises its Linears.
+        self.router_bias = nn.Parameter(torch.empty(experts, **factory))
+        self.router_context = (
+            nn.Parameter(torch.empty(experts, context_features, **factory)) if context_features else None
+        )
+        self.router_features = nn.Parameter(torch.empty(experts, in_features, **factory)) if route_features else None
+        self.norms = nn.ModuleList(n for h in self.hidden_dims if (n := make_norm(norm, h, device, dtype)) is not None)
+        self.films = nn.ModuleList(FiLM(film_features, h, **factory) for h in self.hidden_dims if film_features)
+        self.activation = make_activation(activation)
+        self.dropout = make_dropout(dropout)
+        self.skip = nn.Linear(self.in_features, self.out_features, **factory) if residual else None
+        self.register_load_state_dict_pre_hook(_stack_expert_modules)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initialise every expert, and the router, as :class:`torch.nn.Linear` would be; FiLM becomes the identity."""
+        for weight, bias in zip(self.weights, self.biases, strict=True):
+            bound = weight.shape[1] ** -0.5
+            nn.init.uniform_(weight, -bound, bound)
+            nn.init.uniform_(bias, -bound, bound)
+        nn.init.zeros_(self.router_bias)
+        for router in (self.router_context, self.router_features):
+            if router is not None:
+                nn.init.uniform_(router, -(router.shape[1] ** -0.5), router.shape[1] ** -0.5)
+        for part in (self.embedding, self.skip, *self.norms, *self.films):
+            if part is not None:
+                part.reset_parameters()  # type: ignore[operator]
+
+    @overload
+    def forward(
+        self,
+        x: Tensor,
+        categories: Categories | None = ...,
+        *,
+        context: Tensor | CategoryContext | None = ...,
+        film_context: Tensor | CategoryContext | None = ...,
+        return_aux: Literal[False] = ...,
+    ) -> Tensor: ...
+
+    @overload
+    def forward(
+        self,
+        x: Tensor,
+        categories: Categories | None = ...,
+        *,
+        context: Tensor | CategoryContext | None = ...,
+        film_context: Tensor | CategoryContext | None = ...,
+        return_aux: Literal[True],
+    ) -> tuple[Tensor, RoutingAux]: ...
+
+    def forward(
+        self,
+        x: Tensor,
+        categories: Categories | None = None,
+        *,
+        context: Tensor | CategoryContext | None = None,
+        film_context: Tensor | CategoryContext | None = None,
+        return_aux: bool = False,
+    ) -> Tensor | tuple[Tensor, RoutingAux]:
+        """Mix the experts' outputs for ``x``; with ``return_aux`` also a :class:`RoutingAux`."""
+        check_last_dim("x", x, self.in_features, "in_features")
+        if self.embedding is not None:
+            context = self.embedding.context(categories)  # type: ignore[arg-type]
+        rows = x.reshape(-1, self.in_features)
+        logits = self._logits(x, context)
+        weights = routing_weights(logits, self.gate, top_k=self.top_k, temperature=self.temperature)
+        out = self._mix(x, rows, weights.reshape(-1, self.num_experts), film_context)
+        out = out.reshape(*x.shape[:-1], self.out_features)
+        if self.skip is not None:
+            out = out + self.skip(x)
+        if not return_aux:
+            return out
+        balance = load_balancing_loss(logits, self.gate, top_k=self.top_k, temperature=self.temperature)
+        return out, RoutingAux(weights, balance, routing_entropy(weights))
+
+    def _logits(self, x: Tensor, context: Tensor | CategoryContext | None) -> Tensor:
+        """The router's logits in float32 or wider, shape ``(*, E)``."""
+        with torch.autocast(x.device.type, enabled=False):
+            wide = torch.promote_types(self.router_bias.dtype, torch.float32)
+            logits = self.router_bias.to(wide).expand(*x.shape[:-1], self.num_experts)
+            if self.router_context is not None:
+                weight = self.router_context.to(wide)
+                if context is None:
+                    raise ValueError("context must be given: this layer was built with context_features")
+                if isinstance(context, CategoryContext):
+                    context = CategoryContext(tuple(t.to(wide) for t in context.tables), context.ids)
+                    routed = context.project(weight)
+                else:
+                    check_last_dim("context", context, weight.shape[1], "C")
+                    routed = F.linear(context.to(wide), weight)
+                logits = logits + align(routed, logits)
+            if self.router_features is not None:
+                logits = logits + F.linear(x.to(wide), self.router_features.to(wide))
+        return logits
+
+    def _mix(self, x: Tensor, rows: Tensor, weights: Tensor, film_context: Tensor | CategoryContext | None) -> Tensor:
+        if self.films and film_context is None:
+            raise ValueError("film_context must be given: this layer was built with film_features")
+        modulation = []
+        for film, width in zip(self.films, self.hidden_dims, strict=False):
+            assert isinstance(film, FiLM)
+            pair = film.gamma_beta(film_context)  # type: ignore[arg-type]
+            grid = x.new_empty(()).expand(*x.shape[:-1], width)
+            modulation.append(tuple(align(t, grid).expand(grid.shape).reshape(-1, width) for t in pair))
+
+        def hidden(h: Tensor, layer: int, index: Tensor | None) -> Tensor:
+            if self.norms:
+                h = self.norms[layer](h)
+            if modulation:
+                gamma, beta = (t if index is None else t.index_select(0, index) for t in modulation[layer])
+                h = gamma * h + beta
+            h = self.activation(h)
+            return h if self.dropout is None else self.dropout(h)
+
+        mixture = dense_mixture if self.gate == "soft" else sparse_mixture
+        return mixture(rows, list(self.weights), list(self.biases), weights, hidden)
+
+    def extra_repr(self) -> str:
+        text = f"in_features={self.in_features}, out_features={self.out_features}, num_experts={self.num_experts}"
+        gate = f"{self.gate!r}" + (f", top_k={self.top_k}" if self.gate == "top_k" else "")
+        return f"{text}, hidden_dims={self.hidden_dims}, gate={gate}"
+
+
+def _stack_expert_modules(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: object) -> None:
+    """Turn ``experts.{i}.<...>.weight`` of a list of modules into the stacked layout, in place."""
+    head = f"{prefix}experts."
+    names = [key for key in state_dict if key.startswith(head)]
+    if not names:
+        return
+    for kind, target in (("weight", "weights"), ("bias", "biases")):
+        per_expert: dict[int, list[Tensor]] = {}
+        for name in sorted((n for n in names if n.endswith(f".{kind}")), key=_natural):
+            expert = int(name[len(head) :].partition(".")[0])
+            tensor = state_dict.pop(name)
+            per_expert.setdefault(expert, []).append(tensor.t() if kind == "weight" else tensor)
+        for layer in range(len(next(iter(per_expert.values()), []))):
+            stacked = torch.stack([per_expert[e][layer] for e in sorted(per_expert)])
+            state_dict[f"{prefix}{target}.{layer}"] = stacked
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]
