@@ -1,0 +1,106 @@
+"""Sphinx configuration: a warning is an error, every reference resolves, every public name is documented."""
+
+import importlib
+import json
+import sys
+from importlib.metadata import version as installed_version
+from pathlib import Path
+
+from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
+from sphinx.ext.napoleon import GoogleDocstring
+from sphinx.pycode import ModuleAnalyzer
+from sphinx.util import logging
+
+project = "reghead"
+author = "The reghead developers"
+project_copyright = "The reghead developers"
+release = installed_version("reghead")
+version = ".".join(release.split(".")[:2])
+
+SURFACE: dict[str, list[str]] = json.loads(
+    Path(__file__).parents[1].joinpath("tests", "api_surface.json").read_text(encoding="utf-8")
+)
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.intersphinx",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.napoleon",
+]
+exclude_patterns = ["_build"]
+html_theme = "furo"
+html_title = f"reghead {release}"
+nitpicky = True
+
+autodoc_default_options = {"members": True, "inherited-members": "Module, BaseException, tuple"}
+autodoc_inherit_docstrings = False
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_preserve_defaults = True
+python_use_unqualified_type_names = True
+python_maximum_signature_line_length = 88
+napoleon_custom_sections = ["Shape"]
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+# In the text of an attribute or a property napoleon takes the words before a colon for the type. Ours are annotated.
+GoogleDocstring._consume_inline_attribute = lambda self: (
+    "",
+    type(self)(self._dedent(self._consume_to_end()), self._config).lines(),
+)
+napoleon_use_rtype = False
+myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
+myst_heading_anchors = 3
+
+# The documentation builds without a network. The names of other projects that ours refers to stand in text files, in
+# the first version of Sphinx's inventory format: name, kind, page. A missing one is a warning; add its line.
+INVENTORIES = Path(__file__).with_name("inventories")
+intersphinx_mapping = {
+    "python": ("https://docs.python.org/3/", str(INVENTORIES / "python.inv")),
+    "torch": ("https://docs.pytorch.org/docs/stable/", str(INVENTORIES / "torch.inv")),
+    "numpy": ("https://numpy.org/doc/stable/", str(INVENTORIES / "numpy.inv")),
+}
+
+
+def bring_up_attribute_texts(app: Sphinx) -> None:
+    """Give each package the texts below the constants and aliases that it re-exports.
+
+    autodoc looks for them in the package's own file alone; they stand in the private file that defines the name.
+    """
+    for package, names in SURFACE.items():
+        exports = ModuleAnalyzer.for_module(package)
+        exports.analyze()
+        importlib.import_module(package)
+        for module in [module for module in sys.modules if module.startswith(f"{package}._")]:
+            texts = ModuleAnalyzer.for_module(module).find_attr_docs()
+            for name in {name for scope, name in texts if not scope}.intersection(names):
+                exports.attr_docs["", name] = [*texts["", name], ":meta hide-value:", ""]
+
+
+def skip_fields(app: Sphinx, what: str, name: str, obj: object, skip: bool, options: object) -> bool | None:
+    """Leave out the fields of a named tuple, "Alias for field number 0": the docstring of the class describes them."""
+    return True if type(obj).__name__ == "_tuplegetter" else None
+
+
+def check_every_public_name(app: Sphinx, env: BuildEnvironment) -> None:
+    """Warn of a public name that no page documents. That a name is documented twice Sphinx says itself."""
+    documented = env.domains.python_domain.objects
+    for package, names in SURFACE.items():
+        # What the top module re-exports is documented in its package.
+        homes = SURFACE if package == project else [package]
+        for name in names:
+            if not any(f"{home}.{name}" in documented for home in homes):
+                logging.getLogger(__name__).warning(
+                    "%s.%s is public, and no page documents it; give it a docstring, or a constant or an alias a text "
+                    "on the line below it",
+                    package,
+                    name,
+                )
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    app.connect("builder-inited", bring_up_attribute_texts)
+    app.connect("autodoc-skip-member", skip_fields)
+    app.connect("env-check-consistency", check_every_public_name)
+    return {"parallel_read_safe": True}

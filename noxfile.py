@@ -1,0 +1,67 @@
+"""The project's jobs: ``nox`` runs the gate, ``nox -l`` lists them all, ``nox -s lint`` runs one.
+
+torch is large, so there is one environment instead of one per job: the one that nox itself runs in.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.2.9"
+nox.options.default_venv_backend = "none"
+nox.options.sessions = ["lint", "docs", "tests"]
+
+BIN = Path(sys.executable).parent
+CONSTRAINTS = Path(__file__).with_name("constraints.txt").as_posix()
+os.environ["PATH"] = os.pathsep.join([str(BIN), os.environ["PATH"]])
+
+
+def install(session: nox.Session, *requirements: str) -> None:
+    """Install with every version held by constraints.txt, also inside an isolated build."""
+    held = ("--constraint", CONSTRAINTS, "--build-constraint", CONSTRAINTS)
+    session.run_install("python", "-m", "pip", "install", "--quiet", *held, *requirements)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style, format, types, and imports that point down only."""
+    install(session, "--editable", ".", "--group", "lint")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("mypy")
+    session.run("lint-imports")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation; a warning or a public name left out is an error."""
+    install(session, "--editable", ".", "--group", "docs")
+    session.run("sphinx-build", "-W", "--keep-going", "--fresh-env", "-q", "docs", "docs/_build/html")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Test with branch coverage on two processes, or run pytest with the arguments after ``--``."""
+    install(session, "--editable", ".", "--group", "test")
+    gate = ("-n", "2", "--cov", "--cov-branch", "--cov-report=term-missing:skip-covered")
+    # Two processes with a thread for every core each are slower than two with one.
+    session.run("pytest", *(session.posargs or gate), env={"OMP_NUM_THREADS": "1"})
+
+
+@nox.session
+def quickstart(session: nox.Session) -> None:
+    """Run the main example from start to end."""
+    install(session, "--editable", ".[examples]")
+    session.run("python", "examples/quickstart.py", *session.posargs)
+
+
+@nox.session(venv_backend="venv")
+def build(session: nox.Session) -> None:
+    """Build the sdist and the wheel, and import every public module from the wheel with no extras."""
+    session.run_install("python", "-m", "pip", "install", "--quiet", "-c", CONSTRAINTS, "pip", "build")
+    session.run("python", "-m", "build", "--outdir", "dist", env={"PIP_BUILD_CONSTRAINT": CONSTRAINTS})
+    (wheel,) = Path("dist").glob("*.whl")
+    session.run("python", "-m", "pip", "install", "--quiet", "-c", CONSTRAINTS, "--force-reinstall", str(wheel))
+    session.run("python", "-P", "tests/contracts/test_api_surface.py", "--check")
