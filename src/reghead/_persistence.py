@@ -91,7 +91,7 @@ class SelfDescribing(nn.Module, ABC):
         """Build the module that ``state_dict`` describes, with its parameters and buffers.
 
         Args:
-            state_dict: What :meth:`state_dict` of this class returned, or that of a model that holds it.
+            state_dict: The :meth:`~torch.nn.Module.state_dict` of this class, or of a model that holds it.
             prefix: Where the module lives in ``state_dict``, such as ``"head."``.
 
         Raises:

@@ -19,7 +19,7 @@ def widen(tensor: Tensor) -> Tensor:
 
 def trailing(tensor: Tensor, ndim: int) -> Tensor:
     """``tensor`` with dimensions of size 1 appended up to ``ndim``: the prefix rule."""
-    return tensor.reshape(*tensor.shape, *(1,) * (ndim - tensor.ndim))
+    return tensor.reshape((*tensor.shape, *(1,) * (ndim - tensor.ndim)))
 
 
 def counted_cells(target: Tensor, weight: Tensor | None, mask: Tensor | None, nan_policy: NanPolicy) -> Tensor | None:

@@ -14,9 +14,9 @@ from reghead._checks import (
     check_quantiles,
     did_you_mean,
 )
+from reghead._typing import Gate
 from reghead.config._base import Config, OptionError, check_bool, nested
 
-Gate: TypeAlias = Literal["soft", "top_k", "hard"]
 Activation: TypeAlias = Literal["relu", "gelu", "silu", "tanh", "elu", "leaky_relu"]
 Norm: TypeAlias = Literal["layer", "rms"]
 Fusion: TypeAlias = Literal["concat", "add"]
@@ -81,7 +81,7 @@ class MoEConfig(Config):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HeadConfig(Config):
-    """Everything a :class:`~reghead.RegressionHead` is built from, as plain data.
+    """Everything a :class:`~reghead.heads.RegressionHead` is built from, as plain data.
 
     What only the data knows (``in_features``, ``cardinalities``) may be left out and filled in by
     :meth:`with_data`; every check that needs no data runs at construction.

@@ -73,7 +73,7 @@ def load_balancing_loss(logits: Tensor, gate: Gate = "soft", *, top_k: int = 2, 
         A scalar; 0 for an empty batch.
 
     Example:
-        >>> load_balancing_loss(torch.zeros(4, 3))
+        >>> load_balancing_loss(torch.zeros(4, 2))
         tensor(1.)
         >>> load_balancing_loss(torch.tensor([[100.0, 0.0]]))
         tensor(2.)
@@ -87,7 +87,8 @@ def load_balancing_loss(logits: Tensor, gate: Gate = "soft", *, top_k: int = 2, 
         chosen = probabilities.topk(k, dim=-1).indices
         dispatch = torch.zeros_like(probabilities).scatter(-1, chosen, 1.0 / k)
     rows = max(rows, 1)
-    return experts * (dispatch.sum(0) / rows * (probabilities.sum(0) / rows)).sum()
+    balance: Tensor = (dispatch.sum(0) / rows * (probabilities.sum(0) / rows)).sum()
+    return balance * experts
 
 
 def routing_entropy(weights: Tensor) -> Tensor:
@@ -103,7 +104,9 @@ def routing_entropy(weights: Tensor) -> Tensor:
         tensor(0.)
     """
     rows = max(weights[..., 0].numel(), 1)
-    return -torch.special.xlogy(weights, weights).sum() / rows + 0.0
+    total: Tensor = torch.special.xlogy(weights, weights).sum()
+    # + 0.0 turns the -0.0 of one-hot rows into 0.0.
+    return -total / rows + 0.0
 
 
 def expert_utilization(weights: Tensor, ids: Tensor | None = None, cardinality: int | None = None) -> Tensor:

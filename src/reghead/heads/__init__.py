@@ -1,5 +1,6 @@
 """Regression heads."""
 
-from reghead.heads._regression_head import HeadAux, RegressionHead
+from reghead.heads._aux import HeadAux
+from reghead.heads._regression_head import RegressionHead
 
 __all__ = ["HeadAux", "RegressionHead"]

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple, Self, overload
+from typing import Any, Literal, Self, overload
 
 import torch
 from torch import Tensor, nn
@@ -15,31 +15,18 @@ from reghead._warnings import RedundantOptionWarning
 from reghead.categories import CategoryEncoder
 from reghead.config import HeadConfig, MoEConfig
 from reghead.functional._lookup import align
-from reghead.nn import (
-    MLP,
-    CategoryContext,
-    CategoryEmbedding,
-    ConditionalScaler,
-    LearnableScale,
-    MixtureOfExperts,
-    OutputActivation,
-    QuantileOutput,
-    RoutingAux,
+from reghead.heads._aux import HeadAux
+from reghead.heads._parts import (
+    make_embedding,
+    make_output_activation,
+    make_scaler,
+    make_trunk,
+    parameter_groups,
+    routing_columns,
+    start_linear,
+    zero_outputs,
 )
-
-
-class HeadAux(NamedTuple):
-    """What a head computed beside its predictions.
-
-    Attributes:
-        losses: Terms to add to the training loss by name, each already times its weight: ``"load_balancing"``.
-        penalties: Partial-pooling penalties by name, not weighted: ``"scaler"``, ``"wide"``.
-        routing: What the router of the experts did, or None.
-    """
-
-    losses: dict[str, Tensor]
-    penalties: dict[str, Tensor]
-    routing: RoutingAux | None
+from reghead.nn import MLP, CategoryContext, LearnableScale, QuantileOutput, RoutingAux
 
 
 class RegressionHead(SelfDescribing):
@@ -97,6 +84,9 @@ class RegressionHead(SelfDescribing):
 
     config: HeadConfig
     encoder: CategoryEncoder | None
+    weight: nn.Parameter | None
+    bias: nn.Parameter | None
+    fusion_weight: nn.Parameter | None
 
     def __init__(
         self,
@@ -174,67 +164,32 @@ class RegressionHead(SelfDescribing):
 
     def _build(self, factory: dict[str, Any]) -> None:
         config = self.config
-        cards = config.cardinalities or {}
-        positive, output_dim = config.quantiles is not None, -1 if config.quantiles is None else -2
-        routing = config.moe.routing if config.moe is not None else ()
-        fused = config.columns if config.fusion else ()
-        embedded = {c: cards[c] for c in config.columns if c in {*fused, *config.film, *routing}}
-        self.embedding = CategoryEmbedding(embedded, config.embedding_dim, **factory) if embedded else None
-        width, fused_width = self.in_features, len(fused) * config.embedding_dim
-        if config.fusion == "concat":
-            width += fused_width
-        weight = torch.empty(width, fused_width, **factory) if config.fusion == "add" else None
-        self.register_parameter("fusion_weight", None if weight is None else nn.Parameter(weight))
-        outputs = config.out_features * (len(config.quantiles) if config.quantiles else 1)
-        self.weight: nn.Parameter | None
-        self.bias: nn.Parameter | None
-        self.trunk: MLP | MixtureOfExperts | None
-        hidden: dict[str, Any] = {
-            "dropout": config.dropout,
-            "activation": config.activation,
-            "norm": config.norm,
-            "residual": config.residual,
+        self.embedding = make_embedding(config, factory)
+        fused = len(config.columns) * config.embedding_dim if config.fusion else 0
+        width = self.in_features + (fused if config.fusion == "concat" else 0)
+        outputs = config.out_features * (1 if config.quantiles is None else len(config.quantiles))
+        self.trunk = make_trunk(config, width, outputs, factory)
+
+        def parameter(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.empty(shape, **factory))
+
+        self.register_parameter("fusion_weight", parameter(width, fused) if config.fusion == "add" else None)
+        # Without a trunk, the names of nn.Linear: a plain head loads its state_dict and is loaded by it.
+        self.register_parameter("weight", parameter(outputs, width) if self.trunk is None else None)
+        self.register_parameter("bias", parameter(outputs) if self.trunk is None else None)
+        quantiles = config.quantiles
+        self.quantile_output = None if quantiles is None else QuantileOutput(quantiles, config.non_crossing)
+        # Scales of quantiles stay positive, so that their order survives.
+        common = {
+            "positive": quantiles is not None,
+            "output_dim": -1 if quantiles is None else -2,
             **factory,
         }
-        film_features = len(config.film) * config.embedding_dim or None
-        self.register_parameter("weight", None)
-        self.register_parameter("bias", None)
-        if config.moe is not None:
-            self.trunk = MixtureOfExperts(
-                width,
-                outputs,
-                config.moe.num_experts,
-                config.hidden_dims,
-                context_features=len(routing) * config.embedding_dim or None,
-                route_features=config.moe.route_features,
-                gate=config.moe.gate,
-                top_k=config.moe.top_k,
-                temperature=config.moe.temperature,
-                film_features=film_features,
-                **hidden,
-            )
-        elif config.hidden_dims:
-            self.trunk = MLP(width, outputs, config.hidden_dims, context_features=film_features, **hidden)
-        else:
-            # The names of nn.Linear, so that a plain head loads its state_dict and is loaded by it.
-            self.trunk = None
-            self.weight = nn.Parameter(torch.empty(outputs, width, **factory))
-            self.bias = nn.Parameter(torch.empty(outputs, **factory))
-        self.quantile_output = QuantileOutput(config.quantiles, config.non_crossing) if config.quantiles else None
-        common = {"positive": positive, "output_dim": output_dim, **factory}
-        self.scaler = self._scaler(config.scaler, compose=config.scaler_compose, **common)
+        self.scaler = make_scaler(config, config.scaler, compose=config.scaler_compose, **common)
         self.learnable_scale = LearnableScale(self.out_features, **common) if config.learnable_scale else None
-        cells = len(config.wide) > 1
-        self.wide = self._scaler(config.wide, compose="additive", scale=False, cells=cells, **common)
-        self.output_activation = None
-        if config.bounds is not None:
-            self.output_activation = OutputActivation("bounded", config.bounds)
-        elif config.output_activation is not None:
-            self.output_activation = OutputActivation(config.output_activation)
-
-    def _scaler(self, columns: Sequence[str], **options: Any) -> ConditionalScaler | None:
-        cards = self.config.cardinalities or {}
-        return ConditionalScaler({c: cards[c] for c in columns}, self.out_features, **options) if columns else None
+        wide = {"compose": "additive", "scale": False, "cells": len(config.wide) > 1}
+        self.wide = make_scaler(config, config.wide, **wide, **common)
+        self.output_activation = make_output_activation(config)
 
     def reset_parameters(self) -> None:
         """Initialise every part as torch does its own; what compensates for categories becomes the identity."""
@@ -242,29 +197,22 @@ class RegressionHead(SelfDescribing):
             if part is not None:
                 part.reset_parameters()
         if self.fusion_weight is not None:
-            _uniform(self.fusion_weight, self.fusion_weight.shape[1])
-        if self.weight is not None and self.bias is not None:
-            _uniform(self.weight, self.weight.shape[1])
-            _uniform(self.bias, self.weight.shape[1])
+            start_linear(self.fusion_weight)
+        if self.weight is not None:
+            start_linear(self.weight, self.bias)
         self._start_at_normal_gaps()
 
-    @torch.no_grad()
     def _start_at_normal_gaps(self) -> None:
         """Zero the raw gaps of non-crossing quantiles, so that training starts from one normal spread everywhere."""
         if self.quantile_output is None or not self.quantile_output.non_crossing:
             return
-        levels = len(self.quantile_output.quantiles)
-        gaps = [i for i in range(self.out_features * levels) if i % levels != self.quantile_output.anchor]
-        rows: list[Tensor | None] = [self.weight, self.bias]
-        if isinstance(self.trunk, MLP):
-            rows += [self.trunk.output.weight, self.trunk.output.bias]
-        elif isinstance(self.trunk, MixtureOfExperts):
-            rows += [self.trunk.weights[-1].movedim(-1, 0), self.trunk.biases[-1].movedim(-1, 0)]
-        if self.trunk is not None and self.trunk.skip is not None:
-            rows += [self.trunk.skip.weight, self.trunk.skip.bias]
-        for tensor in rows:
-            if tensor is not None:
-                tensor[gaps] = 0.0
+        levels, anchor = len(self.quantile_output.quantiles), self.quantile_output.anchor
+        gaps = [i for i in range(self.out_features * levels) if i % levels != anchor]
+        if self.trunk is not None:
+            zero_outputs(self.trunk, gaps)
+        elif self.weight is not None and self.bias is not None:
+            self.weight.data[gaps] = 0.0
+            self.bias.data[gaps] = 0.0
 
     @overload
     def forward(
@@ -288,23 +236,22 @@ class RegressionHead(SelfDescribing):
         """
         check_last_dim("x", x, self.in_features, "in_features")
         categories = self._hide(categories)
-        routing = None
+        routing: RoutingAux | None = None
         x = self._fuse(x, categories)
-        if self.weight is not None:
-            out = F.linear(x, self.weight, self.bias)
-        elif isinstance(self.trunk, MLP):
-            out = self.trunk(x, self._context(categories, self.config.film))
+        if self.trunk is None:
+            out = F.linear(x, self.weight, self.bias)  # type: ignore[arg-type]
         else:
-            assert isinstance(self.trunk, MixtureOfExperts)
-            assert self.config.moe is not None
             film = self._context(categories, self.config.film)
-            context = self._context(categories, self.config.moe.routing)
-            if return_aux:
-                out, routing = self.trunk(x, context=context, film_context=film, return_aux=True)
+            if isinstance(self.trunk, MLP):
+                out = self.trunk(x, film)
             else:
-                out = self.trunk(x, context=context, film_context=film)
+                routed = self._context(categories, routing_columns(self.config))
+                mixed = self.trunk(x, context=routed, film_context=film, return_aux=return_aux)
+                out, routing = mixed if isinstance(mixed, tuple) else (mixed, None)
         if self.quantile_output is not None:
-            out = self.quantile_output(out.unflatten(-1, (self.out_features, -1)))
+            out = self.quantile_output(
+                torch.unflatten(out, -1, (self.out_features, len(self.quantile_output.quantiles)))
+            )
         if self.scaler is not None:
             out = self.scaler(out, categories)
         if self.learnable_scale is not None:
@@ -374,23 +321,7 @@ class RegressionHead(SelfDescribing):
             categorical_lr: Learning rate of the tables of categories; ``lr`` by default.
             weight_decay: Of weights and tables; biases and norms are not decayed.
         """
-        groups: dict[str, list[nn.Parameter]] = {"weights": [], "biases": [], "categorical": []}
-        for name, parameter in self.named_parameters():
-            if name.partition(".")[0] in ("embedding", "scaler", "wide"):
-                groups["categorical"].append(parameter)
-            else:
-                groups["weights" if parameter.ndim > 1 else "biases"].append(parameter)
-        rates = {"categorical": lr if categorical_lr is None else categorical_lr}
-        return [
-            {
-                "name": name,
-                "params": parameters,
-                "lr": rates.get(name, lr),
-                "weight_decay": 0.0 if name == "biases" else weight_decay,
-            }
-            for name, parameters in groups.items()
-            if parameters
-        ]
+        return parameter_groups(self, lr, lr if categorical_lr is None else categorical_lr, weight_decay)
 
     @classmethod
     def from_config(
@@ -433,8 +364,3 @@ class RegressionHead(SelfDescribing):
     def extra_repr(self) -> str:
         text = f"in_features={self.in_features}, out_features={self.out_features}"
         return text + (f", fusion={self.config.fusion!r}" if self.config.fusion else "")
-
-
-def _uniform(parameter: nn.Parameter, in_features: int) -> None:
-    """As :class:`torch.nn.Linear` starts its weight and bias."""
-    nn.init.uniform_(parameter, -(in_features**-0.5), in_features**-0.5)

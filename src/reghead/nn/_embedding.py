@@ -46,7 +46,7 @@ class CategoryContext:
         Returns:
             Shape ``(*, O)``.
         """
-        weights = weight.split([t.shape[-1] for t in self.tables], dim=-1)
+        weights = torch.split(weight, [t.shape[-1] for t in self.tables], dim=-1)
         projected = [t @ w.t() for t, w in zip(self.tables, weights, strict=True)]
         projected[0] = projected[0] + offset
         rows = [p.shape[0] for p in projected]

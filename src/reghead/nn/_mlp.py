@@ -221,7 +221,7 @@ class MLP(nn.Module):
         """Initialise every layer as torch does."""
         for part in (*self.layers, self.output, self.skip):
             if part is not None:
-                part.reset_parameters()  # type: ignore[operator]
+                part.reset_parameters()
 
     def forward(self, x: Tensor, context: Tensor | CategoryContext | None = None) -> Tensor:
         """Apply the network to ``x``."""

@@ -1,5 +1,6 @@
 """Mixture of experts, routed by categories, by features, or by both."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, overload
 
@@ -83,6 +84,9 @@ class MixtureOfExperts(nn.Module):
         tensor([[2.]])
     """
 
+    router_context: nn.Parameter | None
+    router_features: nn.Parameter | None
+
     def __init__(
         self,
         in_features: int,
@@ -126,7 +130,7 @@ class MixtureOfExperts(nn.Module):
             context_features = self.embedding.embedding_features
         self.context_features = context_features
         widths = (self.in_features, *self.hidden_dims, self.out_features)
-        layers = list(zip(widths, widths[1:], strict=False))
+        layers = list(itertools.pairwise(widths))
         experts = self.num_experts
         self.weights = nn.ParameterList(torch.empty(experts, i, o, **factory) for i, o in layers)
         self.biases = nn.ParameterList(torch.empty(experts, o, **factory) for _, o in layers)
@@ -141,7 +145,7 @@ class MixtureOfExperts(nn.Module):
         self.activation = make_activation(activation)
         self.dropout = make_dropout(dropout)
         self.skip = nn.Linear(self.in_features, self.out_features, **factory) if residual else None
-        self.register_load_state_dict_pre_hook(_stack_expert_modules)
+        self.register_load_state_dict_pre_hook(_stack_expert_modules)  # type: ignore[no-untyped-call]
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -156,7 +160,7 @@ class MixtureOfExperts(nn.Module):
                 nn.init.uniform_(router, -(router.shape[1] ** -0.5), router.shape[1] ** -0.5)
         for part in (self.embedding, self.skip, *self.norms, *self.films):
             if part is not None:
-                part.reset_parameters()  # type: ignore[operator]
+                part.reset_parameters()
 
     @overload
     def forward(
@@ -179,6 +183,17 @@ class MixtureOfExperts(nn.Module):
         film_context: Tensor | CategoryContext | None = ...,
         return_aux: Literal[True],
     ) -> tuple[Tensor, RoutingAux]: ...
+
+    @overload
+    def forward(
+        self,
+        x: Tensor,
+        categories: Categories | None = ...,
+        *,
+        context: Tensor | CategoryContext | None = ...,
+        film_context: Tensor | CategoryContext | None = ...,
+        return_aux: bool,
+    ) -> Tensor | tuple[Tensor, RoutingAux]: ...
 
     def forward(
         self,

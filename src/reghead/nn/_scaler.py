@@ -214,9 +214,8 @@ class LearnableScale(nn.Module):
                 f"x must have D = {self.out_features} in dimension {self.output_dim}, got {tuple(x.shape)}"
             )
         factor = self.scale.exp() if self.positive else 1.0 + self.scale
-        return torch.addcmul(
-            align(self.bias, x, self.output_dim).to(x.dtype), align(factor, x, self.output_dim).to(x.dtype), x
-        )
+        shift, factor = (align(row, x, self.output_dim).to(x.dtype) for row in (self.bias, factor))
+        return torch.addcmul(shift, factor, x)
 
     def extra_repr(self) -> str:
         return f"out_features={self.out_features}, positive={self.positive}"

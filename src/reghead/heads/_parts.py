@@ -1,0 +1,106 @@
+"""The parts of a head, made from its configuration."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from reghead.config import HeadConfig
+from reghead.nn import MLP, CategoryEmbedding, ConditionalScaler, MixtureOfExperts, OutputActivation
+
+
+def routing_columns(config: HeadConfig) -> tuple[str, ...]:
+    """Columns that route to experts."""
+    return config.moe.routing if config.moe is not None else ()
+
+
+def make_embedding(config: HeadConfig, factory: dict[str, Any]) -> CategoryEmbedding | None:
+    """One embedding for fusion, FiLM and router."""
+    cardinalities = config.cardinalities or {}
+    fused = config.columns if config.fusion else ()
+    used = {*fused, *config.film, *routing_columns(config)}
+    embedded = {column: cardinalities[column] for column in config.columns if column in used}
+    return CategoryEmbedding(embedded, config.embedding_dim, **factory) if embedded else None
+
+
+def make_trunk(
+    config: HeadConfig, in_features: int, out_features: int, factory: dict[str, Any]
+) -> MLP | MixtureOfExperts | None:
+    """The part from features to raw outputs; None for a single linear layer."""
+    options: dict[str, Any] = {
+        "dropout": config.dropout,
+        "activation": config.activation,
+        "norm": config.norm,
+        "residual": config.residual,
+        **factory,
+    }
+    film_features = len(config.film) * config.embedding_dim or None
+    if config.moe is not None:
+        return MixtureOfExperts(
+            in_features,
+            out_features,
+            config.moe.num_experts,
+            config.hidden_dims,
+            context_features=len(config.moe.routing) * config.embedding_dim or None,
+            route_features=config.moe.route_features,
+            gate=config.moe.gate,
+            top_k=config.moe.top_k,
+            temperature=config.moe.temperature,
+            film_features=film_features,
+            **options,
+        )
+    if config.hidden_dims:
+        return MLP(in_features, out_features, config.hidden_dims, context_features=film_features, **options)
+    return None
+
+
+def make_scaler(config: HeadConfig, columns: Sequence[str], **options: Any) -> ConditionalScaler | None:
+    """A scaler over ``columns``, in their order; None without columns."""
+    if not columns:
+        return None
+    cardinalities = config.cardinalities or {}
+    return ConditionalScaler({c: cardinalities[c] for c in columns}, config.out_features, **options)
+
+
+def make_output_activation(config: HeadConfig) -> OutputActivation | None:
+    """The last step of the head, or None."""
+    if config.bounds is not None:
+        return OutputActivation("bounded", config.bounds)
+    return None if config.output_activation is None else OutputActivation(config.output_activation)
+
+
+def start_linear(weight: nn.Parameter, bias: nn.Parameter | None = None) -> None:
+    """Start as :class:`torch.nn.Linear` starts its weight and bias."""
+    bound = weight.shape[1] ** -0.5
+    for parameter in (weight, bias):
+        if parameter is not None:
+            nn.init.uniform_(parameter, -bound, bound)
+
+
+@torch.no_grad()
+def zero_outputs(trunk: MLP | MixtureOfExperts, outputs: Sequence[int]) -> None:
+    """Zero what leads to the raw ``outputs`` of a trunk."""
+    tensors = [] if trunk.skip is None else [trunk.skip.weight, trunk.skip.bias]
+    if isinstance(trunk, MLP):
+        tensors += [trunk.output.weight, trunk.output.bias]
+    else:
+        tensors += [trunk.weights[-1].movedim(-1, 0), trunk.biases[-1].movedim(-1, 0)]
+    for tensor in tensors:
+        tensor[outputs] = 0.0
+
+
+def parameter_groups(head: nn.Module, lr: float, categorical_lr: float, weight_decay: float) -> list[dict[str, Any]]:
+    """Weights, biases without decay, and the tables of categories."""
+    groups: dict[str, list[nn.Parameter]] = {"weights": [], "biases": [], "categorical": []}
+    for name, parameter in head.named_parameters():
+        if name.partition(".")[0] in ("embedding", "scaler", "wide"):
+            groups["categorical"].append(parameter)
+        else:
+            groups["weights" if parameter.ndim > 1 else "biases"].append(parameter)
+    options = {
+        "weights": {"lr": lr, "weight_decay": weight_decay},
+        "biases": {"lr": lr, "weight_decay": 0.0},
+        "categorical": {"lr": categorical_lr, "weight_decay": weight_decay},
+    }
+    return [{"name": name, "params": group, **options[name]} for name, group in groups.items() if group]
