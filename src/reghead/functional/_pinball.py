@@ -55,7 +55,7 @@ def pinball_loss(
     if reduction == "none" or learned or torch.compiler.is_compiling():
         # Plain operations: a compiler fuses them by itself, and they reach the levels and weights as well.
         error, counted = residual(preds, target, weight, mask, nan_policy)
-        return reduce(0.5 * error.abs() + shift * error, weight, counted, reduction)
+        return reduce(pinball(error, shift), weight, counted, reduction)
     share = counted = counted_cells(target, weight, mask, nan_policy)
     if weight is not None:
         share = trailing(weight.to(shift.dtype), target.ndim)
@@ -113,6 +113,14 @@ def huber_pinball_loss(
     tau = check_levels(preds, target, quantiles)
     error, counted = residual(preds, target, weight, mask, nan_policy)
     return reduce(torch.where(error < 0, 1.0 - tau, tau) * huber(error, delta) / delta, weight, counted, reduction)
+
+
+def pinball(error: Tensor, shift: Tensor) -> Tensor:
+    r"""The pinball loss of errors :math:`y - \hat q`, with ``shift`` the levels less a half.
+
+    As slope times error: no two terms cancel, so an infinite error gives an infinite loss and not NaN.
+    """
+    return error * (0.5 * error.sign() + shift)
 
 
 def check_levels(preds: Tensor, target: Tensor, quantiles: Quantiles) -> Tensor:

@@ -9,7 +9,7 @@ from reghead._checks import check_floating, check_same_shape, check_shape, reads
 from reghead._reduction import reduce, residual, widen
 from reghead._typing import NanPolicy, Quantiles, Reduction
 from reghead.functional._parameters import check_parameter
-from reghead.functional._pinball import check_levels
+from reghead.functional._pinball import check_levels, pinball
 
 
 def interval_score_loss(
@@ -53,8 +53,9 @@ def interval_score_loss(
     check_shape("preds", preds, (*target.shape, 2), "(*target.shape, 2)", "stack the lower and upper ends last")
     error, counted = residual(preds, target, weight, mask, nan_policy)
     lower, upper = error.unbind(-1)
-    # |x| - x is 2 max(-x, 0), with the gradient of the pinball loss where an end is hit exactly.
-    loss = (lower - upper) + ((lower.abs() - lower) + (upper.abs() + upper)) / alpha
+    # torch.maximum shares the gradient of a tie, as the pinball loss does where an end is hit exactly.
+    zero = error.new_zeros(())
+    loss = (lower - upper) + (torch.maximum(-lower, zero) + torch.maximum(upper, zero)) * (2.0 / alpha)
     return reduce(loss, weight, None if counted is None else counted.squeeze(-1), reduction)
 
 
@@ -100,7 +101,7 @@ def crps_loss(
     tau = check_levels(preds, target, quantiles)
     edges = torch.cat([tau.new_zeros(1), 0.5 * (tau[1:] + tau[:-1]), tau.new_ones(1)])
     error, counted = residual(preds, target, weight, mask, nan_policy)
-    loss = (error.abs() * edges.diff() + error * (edges.diff() * (2.0 * tau - 1.0))).sum(-1)
+    loss = 2.0 * (pinball(error, tau - 0.5) * edges.diff()).sum(-1)
     return reduce(loss, weight, None if counted is None else counted.squeeze(-1), reduction)
 
 

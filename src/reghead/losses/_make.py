@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from torch import nn
+
 from reghead._checks import did_you_mean
 from reghead.functional._loss_types import LOSS_TYPES, LossSpec, parse_loss
 from reghead.losses._base import Loss
@@ -27,7 +29,7 @@ _PER_OUTPUT = ("losses", "outputs", "default", "uncertainty")
 _COMMON = ("nan_policy", "reduction")
 
 
-def make_loss(spec: LossSpec) -> Loss:
+def make_loss(spec: LossSpec) -> nn.Module:
     """Build a loss module from a type name, or from data as it stands in a JSON file.
 
     Args:

@@ -11,6 +11,7 @@ from reghead._typing import NanPolicy, Quantiles
 from reghead.metrics._point import average
 
 CrossingUnit: TypeAlias = Literal["pairs", "rows"]
+"""What the share of crossings is taken of: neighbouring pairs, or rows with any crossing."""
 
 
 def coverage(

@@ -10,6 +10,7 @@ from torch import Tensor
 from reghead._checks import check_choice, check_number, reads_values
 
 TransformKind: TypeAlias = Literal["identity", "log", "log1p", "logit", "softplus", "clamp"]
+"""The transforms that a target can be normalized after."""
 
 
 @dataclass(frozen=True)

@@ -121,3 +121,14 @@ def test_refusals() -> None:
         gaussian_nll_loss(target, target, torch.ones(4))
     with pytest.raises(ValueError, match="scale must be positive standard deviations, got -1; use softplus or exp"):
         gaussian_nll_loss(target, target, -torch.ones(4, 1))
+
+
+def test_infinite_intervals_score_infinity_and_not_nan() -> None:
+    """An interval without an end is legitimate: conformal prediction gives it where calibration rows are too few."""
+    inf = torch.inf
+    for ends in ((-inf, inf), (-inf, 3.0), (1.0, inf)):
+        preds, target = torch.tensor([[ends]]), torch.tensor([[2.0]])
+        assert interval_score_loss(preds, target, 0.9).item() == inf
+        assert pinball_loss(preds, target, [0.05, 0.95]).item() == inf
+        assert pinball_loss(preds, target, [0.05, 0.95], reduction="none").isfinite().sum() == (preds.isfinite()).sum()
+        assert crps_loss(preds, target, [0.05, 0.95]).item() == inf
