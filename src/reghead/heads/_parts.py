@@ -1,13 +1,26 @@
 """The parts of a head, made from its configuration."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from reghead._typing import Categories
+from reghead.categories import CategoryEncoder
 from reghead.config import HeadConfig
 from reghead.nn import MLP, CategoryEmbedding, ConditionalScaler, MixtureOfExperts, OutputActivation
+
+
+def agreed_cardinalities(cardinalities: Mapping[str, int] | None, encoder: CategoryEncoder) -> Mapping[str, int]:
+    """The cardinalities of ``encoder``, which others that are given may only extend."""
+    if cardinalities is None:
+        return encoder.cardinalities
+    if any(cardinalities.get(column) != n for column, n in encoder.cardinalities.items()):
+        raise ValueError(
+            f"cardinalities must be those of the encoder, {encoder.cardinalities}, got {dict(cardinalities)}"
+        )
+    return cardinalities
 
 
 def routing_columns(config: HeadConfig) -> tuple[str, ...]:
@@ -88,6 +101,16 @@ def zero_outputs(trunk: MLP | MixtureOfExperts, outputs: Sequence[int]) -> None:
         tensors += [trunk.weights[-1].movedim(-1, 0), trunk.biases[-1].movedim(-1, 0)]
     for tensor in tensors:
         tensor[outputs] = 0.0
+
+
+def hide_categories(categories: Categories, columns: Sequence[str], share: float) -> dict[str, Tensor]:
+    """Make a share of the rows unknown: one draw a row, the same for every part and column."""
+    used = {column: ids for column, ids in categories.items() if column in columns}
+    hidden: dict[tuple[int, ...], Tensor] = {}
+    for ids in used.values():
+        if tuple(ids.shape) not in hidden:
+            hidden[tuple(ids.shape)] = torch.rand(ids.shape, device=ids.device) < share
+    return {column: torch.where(hidden[tuple(ids.shape)], 0, ids) for column, ids in used.items()}
 
 
 def parameter_groups(head: nn.Module, lr: float, categorical_lr: float, weight_decay: float) -> list[dict[str, Any]]:

@@ -17,6 +17,8 @@ from reghead.config import HeadConfig, MoEConfig
 from reghead.functional._lookup import align
 from reghead.heads._aux import HeadAux
 from reghead.heads._parts import (
+    agreed_cardinalities,
+    hide_categories,
     make_embedding,
     make_output_activation,
     make_scaler,
@@ -118,12 +120,7 @@ class RegressionHead(SelfDescribing):
     ) -> None:
         super().__init__()
         if encoder is not None:
-            if cardinalities is None:
-                cardinalities = encoder.cardinalities
-            elif any(cardinalities.get(column) != n for column, n in encoder.cardinalities.items()):
-                raise ValueError(
-                    f"cardinalities must be those of the encoder, {encoder.cardinalities}, got {dict(cardinalities)}"
-                )
+            cardinalities = agreed_cardinalities(cardinalities, encoder)
         config = HeadConfig.from_dict(
             {
                 "in_features": in_features,
@@ -235,7 +232,8 @@ class RegressionHead(SelfDescribing):
             return_aux: Also return auxiliary losses, penalties and routing.
         """
         check_last_dim("x", x, self.in_features, "in_features")
-        categories = self._hide(categories)
+        if self.training and self.config.unknown_dropout and categories is not None:
+            categories = hide_categories(categories, self.config.columns, self.config.unknown_dropout)
         routing: RoutingAux | None = None
         x = self._fuse(x, categories)
         if self.trunk is None:
@@ -261,19 +259,6 @@ class RegressionHead(SelfDescribing):
         if self.output_activation is not None:
             out = self.output_activation(out)
         return (out, self._aux(routing)) if return_aux else out
-
-    def _hide(self, categories: Categories | None) -> Categories | None:
-        """In training, make a share of the rows unknown: one draw a row, the same for every part and column."""
-        share = self.config.unknown_dropout
-        if not (self.training and share) or categories is None:
-            return categories
-        used = {c: ids for c, ids in categories.items() if c in self.config.columns}
-        hidden: dict[tuple[int, ...], Tensor] = {}
-        for ids in used.values():
-            shape = tuple(ids.shape)
-            if shape not in hidden:
-                hidden[shape] = torch.rand(shape, device=ids.device) < share
-        return {c: torch.where(hidden[tuple(ids.shape)], 0, ids) for c, ids in used.items()}
 
     def _context(self, categories: Categories | None, columns: Sequence[str]) -> CategoryContext | None:
         if not columns or self.embedding is None:
