@@ -115,6 +115,8 @@ class SelfDescribing(nn.Module, ABC):
         """
         save_file = import_optional("safetensors.torch", extra="safetensors").save_file
         path = Path(path)
+        if path.suffix == ".json":
+            raise ValueError(f"path must not end in .json, as the description beside it does, got {str(path)!r}")
         tensors = {key: value.detach().contiguous() for key, value in self.state_dict().items()}
         partial = path.with_name(path.name + ".partial")
         save_file(tensors, partial)

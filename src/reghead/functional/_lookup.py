@@ -38,14 +38,19 @@ def joint_ids(ids: Sequence[Tensor], cardinalities: Sequence[int]) -> Tensor:
         >>> joint_ids([torch.tensor([0, 2]), torch.tensor([1, 3])], [3, 4])
         tensor([ 1, 11])
     """
-    if any(i.shape != ids[0].shape for i in ids):
-        raise ValueError(f"the ids of all columns must have one shape, got {[tuple(i.shape) for i in ids]}")
+    check_one_shape(ids)
     if math.prod(cardinalities) >= 2**62:
         raise ValueError(f"the combinations of {tuple(cardinalities)} ids do not fit into 64 bits; use fewer columns")
     key = ids[0]
     for column, cardinality in zip(ids[1:], cardinalities[1:], strict=True):
         key = key * cardinality + column
     return key
+
+
+def check_one_shape(ids: Sequence[Tensor]) -> None:
+    """Raise unless the ids of all columns have one shape: nothing is broadcast."""
+    if any(i.shape != ids[0].shape for i in ids):
+        raise ValueError(f"the ids of all columns must have one shape, got {[tuple(i.shape) for i in ids]}")
 
 
 def align(rows: Tensor, like: Tensor, output_dim: int = -1) -> Tensor:

@@ -1,7 +1,6 @@
 """Shaping of quantile predictions."""
 
 from collections.abc import Sequence
-from statistics import NormalDist
 
 import torch
 from torch import Tensor
@@ -68,10 +67,9 @@ def non_crossing_quantiles(raw: Tensor, quantiles: Sequence[float]) -> Tensor:
     if len(levels) == 1:
         return raw
     anchor = nearest_level(levels)
-    z = [NormalDist().inv_cdf(level) for level in levels]
-    # Python floats, made into a tensor of the working dtype here, so that no cast of the module can bend them.
-    scale = torch.tensor([abs(z[i] - z[i + (1 if i < anchor else -1)]) for i in range(len(z)) if i != anchor])
-    scale = scale.to(device=raw.device, dtype=raw.dtype)
+    # From Python floats, so that no cast of a module can bend them; torch.compile cannot trace NormalDist.inv_cdf.
+    z = torch.special.ndtri(torch.tensor(levels, dtype=torch.float64, device="cpu"))
+    scale = z.diff().to(device=raw.device, dtype=raw.dtype)
     center = raw[..., anchor : anchor + 1]
     below = F.softplus(raw[..., :anchor] + UNIT_SOFTPLUS) * scale[:anchor]
     above = F.softplus(raw[..., anchor + 1 :] + UNIT_SOFTPLUS) * scale[anchor:]

@@ -2,7 +2,6 @@
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from reghead._checks import check_choice, check_int, check_number
 from reghead._typing import Gate
@@ -33,21 +32,27 @@ def routing_weights(logits: Tensor, gate: Gate = "soft", *, top_k: int = 2, temp
         >>> routing_weights(torch.tensor([[1.0, 2.0]]), "hard")
         tensor([[0., 1.]])
     """
-    check_choice("gate", gate, ("soft", "top_k", "hard"))
+    check_gate(gate, top_k, logits.shape[-1])
     check_number("temperature", temperature, above=0.0)
     probabilities = torch.softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature, dim=-1)
     if gate == "soft":
         return probabilities
     if gate == "hard":
-        chosen = F.one_hot(probabilities.argmax(-1), logits.shape[-1]).to(probabilities.dtype)
+        # scatter, and not one_hot, which looks at its values and so has no vmap.
+        chosen = torch.zeros_like(probabilities).scatter(-1, probabilities.argmax(-1, keepdim=True), 1.0)
         largest = (probabilities * chosen).sum(-1, keepdim=True)
         return chosen * (largest / largest.detach())
-    if check_int("top_k", top_k) > logits.shape[-1]:
-        raise ValueError(f"top_k must be at most the number of experts, {logits.shape[-1]}, got {top_k}")
     values, index = probabilities.topk(top_k, dim=-1)
     if top_k > 1:
         values = values / values.sum(-1, keepdim=True)
     return torch.zeros_like(probabilities).scatter(-1, index, values)
+
+
+def check_gate(gate: str, top_k: int, experts: int) -> None:
+    """Raise unless ``gate`` is known, and keeps no more experts than there are."""
+    check_choice("gate", gate, ("soft", "top_k", "hard"))
+    if gate == "top_k" and check_int("top_k", top_k) > experts:
+        raise ValueError(f"top_k must be at most the number of experts, {experts}, got {top_k}")
 
 
 def load_balancing_loss(logits: Tensor, gate: Gate = "soft", *, top_k: int = 2, temperature: float = 1.0) -> Tensor:
@@ -78,6 +83,7 @@ def load_balancing_loss(logits: Tensor, gate: Gate = "soft", *, top_k: int = 2, 
         >>> load_balancing_loss(torch.tensor([[100.0, 0.0]]))
         tensor(2.)
     """
+    check_gate(gate, top_k, logits.shape[-1])
     probabilities = routing_weights(logits.reshape(-1, logits.shape[-1]), temperature=temperature)
     rows, experts = probabilities.shape
     if gate == "soft" or (gate == "top_k" and top_k == experts):
@@ -104,7 +110,8 @@ def routing_entropy(weights: Tensor) -> Tensor:
         tensor(0.)
     """
     rows = max(weights[..., 0].numel(), 1)
-    total: Tensor = torch.special.xlogy(weights, weights).sum()
+    # The logarithm stays finite at a weight of 0, or its gradient would be NaN there.
+    total: Tensor = torch.special.xlogy(weights, weights.clamp_min(torch.finfo(weights.dtype).tiny)).sum()
     # + 0.0 turns the -0.0 of one-hot rows into 0.0.
     return -total / rows + 0.0
 
@@ -134,6 +141,8 @@ def expert_utilization(weights: Tensor, ids: Tensor | None = None, cardinality: 
     flat = weights.reshape(-1, weights.shape[-1])
     if ids is None:
         return flat.mean(0)
+    # Sums in bfloat16 would stop growing at 256 rows.
+    flat = flat.to(torch.promote_types(flat.dtype, torch.float32))
     if cardinality is None:
         raise ValueError("cardinality must be given with ids: the number of ids, id 0 included")
     if ids.shape != weights.shape[:-1]:

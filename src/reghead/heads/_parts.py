@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from reghead._checks import check_ids
 from reghead._typing import Categories
 from reghead.categories import CategoryEncoder
 from reghead.config import HeadConfig
@@ -13,10 +14,10 @@ from reghead.nn import MLP, CategoryEmbedding, ConditionalScaler, MixtureOfExper
 
 
 def agreed_cardinalities(cardinalities: Mapping[str, int] | None, encoder: CategoryEncoder) -> Mapping[str, int]:
-    """The cardinalities of ``encoder``, which others that are given may only extend."""
+    """The cardinalities of ``encoder``, or the given ones, which must agree with it on the columns of both."""
     if cardinalities is None:
         return encoder.cardinalities
-    if any(cardinalities.get(column) != n for column, n in encoder.cardinalities.items()):
+    if any(cardinalities.get(column, n) != n for column, n in encoder.cardinalities.items()):
         raise ValueError(
             f"cardinalities must be those of the encoder, {encoder.cardinalities}, got {dict(cardinalities)}"
         )
@@ -103,14 +104,16 @@ def zero_outputs(trunk: MLP | MixtureOfExperts, outputs: Sequence[int]) -> None:
         tensor[outputs] = 0.0
 
 
-def hide_categories(categories: Categories, columns: Sequence[str], share: float) -> dict[str, Tensor]:
+def hide_categories(categories: Categories, cardinalities: Mapping[str, int], share: float) -> dict[str, Tensor]:
     """Make a share of the rows unknown: one draw a row, the same for every part and column."""
-    used = {column: ids for column, ids in categories.items() if column in columns}
+    present = {column: n for column, n in cardinalities.items() if column in categories}
+    # Checked before some are hidden: a wrong id must not pass by luck.
+    used = dict(zip(present, check_ids(categories, present, "RegressionHead"), strict=True))
     hidden: dict[tuple[int, ...], Tensor] = {}
     for ids in used.values():
         if tuple(ids.shape) not in hidden:
             hidden[tuple(ids.shape)] = torch.rand(ids.shape, device=ids.device) < share
-    return {column: torch.where(hidden[tuple(ids.shape)], 0, ids) for column, ids in used.items()}
+    return {**categories, **{c: torch.where(hidden[tuple(ids.shape)], 0, ids) for c, ids in used.items()}}
 
 
 def parameter_groups(head: nn.Module, lr: float, categorical_lr: float, weight_decay: float) -> list[dict[str, Any]]:
@@ -120,7 +123,9 @@ def parameter_groups(head: nn.Module, lr: float, categorical_lr: float, weight_d
         if name.partition(".")[0] in ("embedding", "scaler", "wide"):
             groups["categorical"].append(parameter)
         else:
-            groups["weights" if parameter.ndim > 1 else "biases"].append(parameter)
+            # The biases of experts are stacked, and have two dimensions.
+            bias = parameter.ndim < 2 or ".biases." in name
+            groups["biases" if bias else "weights"].append(parameter)
     options = {
         "weights": {"lr": lr, "weight_decay": weight_decay},
         "biases": {"lr": lr, "weight_decay": 0.0},

@@ -157,7 +157,7 @@ class RegressionHead(SelfDescribing):
         self.config, self.encoder = config, encoder
         self.in_features, self.out_features = config.in_features, config.out_features
         self._build({"device": device, "dtype": dtype})
-        self.reset_parameters()
+        self._start()
 
     def _build(self, factory: dict[str, Any]) -> None:
         config = self.config
@@ -193,6 +193,10 @@ class RegressionHead(SelfDescribing):
         for part in (self.embedding, self.trunk, self.scaler, self.learnable_scale, self.wide):
             if part is not None:
                 part.reset_parameters()
+        self._start()
+
+    def _start(self) -> None:
+        """Initialise the parameters that are not in a part, which starts by itself."""
         if self.fusion_weight is not None:
             start_linear(self.fusion_weight)
         if self.weight is not None:
@@ -233,7 +237,7 @@ class RegressionHead(SelfDescribing):
         """
         check_last_dim("x", x, self.in_features, "in_features")
         if self.training and self.config.unknown_dropout and categories is not None:
-            categories = hide_categories(categories, self.config.columns, self.config.unknown_dropout)
+            categories = hide_categories(categories, self.config.cardinalities or {}, self.config.unknown_dropout)
         routing: RoutingAux | None = None
         x = self._fuse(x, categories)
         if self.trunk is None:
@@ -324,6 +328,8 @@ class RegressionHead(SelfDescribing):
         """
         if config.in_features is None or (config.columns and config.cardinalities is None and encoder is None):
             raise ValueError("config lacks in_features or cardinalities; fill them in with config.with_data(...)")
+        if config.columns and config.cardinalities is None and encoder is not None:
+            config = config.with_data(cardinalities=encoder.cardinalities)
         fields = {name: value for name, value in vars(config).items() if name != "columns"}
         return cls(**fields, encoder=encoder, device=device, dtype=dtype)
 
@@ -332,6 +338,8 @@ class RegressionHead(SelfDescribing):
 
     @classmethod
     def _from_description(cls, description: Mapping[str, Any]) -> Self:
+        if not isinstance(description.get("config"), Mapping):
+            raise ValueError(f"the state_dict's description of a {cls.__name__} lacks its config")
         encoder = description.get("encoder")
         return cls.from_config(
             HeadConfig.from_dict(description["config"]),
@@ -341,9 +349,12 @@ class RegressionHead(SelfDescribing):
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, metadata: Any, strict: bool, missing: list[str], *rest: Any
     ) -> None:
+        if prefix + EXTRA_STATE in state_dict:
+            self.set_extra_state(state_dict[prefix + EXTRA_STATE])  # refuse before anything is overwritten
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, *rest)
         # A plain head is one linear layer: it takes the state_dict of an nn.Linear, which describes nothing.
-        if self.weight is not None and prefix + EXTRA_STATE in missing:
+        plain = {name for name, _ in self.named_parameters()} == {"weight", "bias"} and self.quantile_output is None
+        if plain and prefix + EXTRA_STATE in missing:
             missing.remove(prefix + EXTRA_STATE)
 
     def extra_repr(self) -> str:

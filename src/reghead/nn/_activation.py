@@ -58,6 +58,8 @@ class OutputActivation(nn.Module):
     def __init__(self, activation: str, bounds: tuple[float, float] = (0.0, 1.0)) -> None:
         super().__init__()
         check_choice("activation", activation, ("relu", "softplus", "exp", "bounded"))
+        if len(bounds) != 2:
+            raise ValueError(f"bounds must be a pair (lower, upper), got {bounds}")
         lower, upper = (check_number(f"bounds[{i}]", bound) for i, bound in enumerate(bounds))
         if lower >= upper:
             raise ValueError(f"bounds must be increasing, got {bounds}")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from reghead._checks import check_columns, check_ids, check_int
 from reghead._typing import Categories
 from reghead.functional import lookup
-from reghead.functional._lookup import joint_ids
+from reghead.functional._lookup import check_one_shape, joint_ids
 from reghead.nn._part import CategoryPart
 
 JOINT_ROWS = 1024
@@ -34,6 +34,7 @@ class CategoryContext:
 
     def dense(self) -> Tensor:
         """The embedding of each row, columns side by side. Shape ``(*, C)``."""
+        check_one_shape(self.ids)
         return torch.cat([lookup(t, i) for t, i in zip(self.tables, self.ids, strict=True)], dim=-1)
 
     def project(self, weight: Tensor, offset: float = 0.0) -> Tensor:
@@ -55,6 +56,7 @@ class CategoryContext:
             for table in projected[1:]:
                 joint = (joint.unsqueeze(1) + table).flatten(0, 1)
             return lookup(joint, joint_ids(self.ids, rows))
+        check_one_shape(self.ids)
         result = lookup(projected[0], self.ids[0])
         for table, ids in zip(projected[1:], self.ids[1:], strict=True):
             result = result + lookup(table, ids)
@@ -110,7 +112,8 @@ class CategoryEmbedding(CategoryPart):
         return self.embedding_dim * len(self.cardinalities)
 
     def reset_parameters(self) -> None:
-        """Draw every row from the standard normal distribution."""
+        """Draw every row from the standard normal distribution, and forget what was observed."""
+        self._forget()
         for parameter in self.parameters():
             nn.init.normal_(parameter)
 

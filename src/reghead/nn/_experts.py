@@ -19,7 +19,7 @@ def dense_mixture(
     x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], routing: Tensor, hidden: Hidden
 ) -> Tensor:
     """Every expert on every row. Shapes: x (N, F), weights (E, in, out), biases (E, out), routing (N, E) -> (N, D)."""
-    if x.shape[0] >= LOOP_ROWS and reads_values(x):
+    if reads_values(x) and x.shape[0] >= LOOP_ROWS:  # in this order: an export must not see a bound on the rows
         # unbind, and not weights[e]: the backward of each slice would allocate a full-size gradient.
         split = [zip(w.unbind(), b.unbind(), strict=True) for w, b in zip(weights, biases, strict=True)]
         out = torch.stack([_expert(x, layers, hidden, None) for layers in zip(*split, strict=True)])
@@ -36,7 +36,7 @@ def sparse_mixture(
     x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], routing: Tensor, hidden: Hidden
 ) -> Tensor:
     """The experts with a weight alone, where rows can be dealt out to them: eager mode on a CPU. Else all of them."""
-    if x.shape[0] < LOOP_ROWS or not reads_values(x):
+    if not reads_values(x) or x.shape[0] < LOOP_ROWS:
         return dense_mixture(x, weights, biases, routing, hidden)
     split = [zip(w.unbind(), b.unbind(), strict=True) for w, b in zip(weights, biases, strict=True)]
     index, results = [], []

@@ -133,9 +133,9 @@ class FiLMLayer(HiddenLayer):
 
     def reset_parameters(self) -> None:
         """Initialise the parts as torch does; FiLM becomes the identity."""
-        super().reset_parameters()
         if self.embedding is not None:
             self.embedding.reset_parameters()
+        super().reset_parameters()
 
     def forward(  # type: ignore[override]
         self, x: Tensor, categories: Categories | None = None, *, context: Tensor | CategoryContext | None = None

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from reghead._checks import check_choice, check_hidden_dims, check_int, check_last_dim, check_number
+from reghead._checks import check_hidden_dims, check_int, check_last_dim, check_number
 from reghead._typing import Categories, Gate
 from reghead.functional import load_balancing_loss, routing_entropy, routing_weights
 from reghead.functional._lookup import align
+from reghead.functional._routing import check_gate
 from reghead.nn._activation import make_activation, make_dropout, make_norm
 from reghead.nn._embedding import CategoryContext, CategoryEmbedding
 from reghead.nn._experts import dense_mixture, sparse_mixture
@@ -115,15 +116,16 @@ class MixtureOfExperts(nn.Module):
         self.num_experts = check_int("num_experts", num_experts)
         self.hidden_dims = check_hidden_dims("hidden_dims", hidden_dims)
         require_hidden_dims(self.hidden_dims, residual=residual, context_features=film_features)
-        check_choice("gate", gate, ("soft", "top_k", "hard"))
-        if gate == "top_k" and check_int("top_k", top_k) > self.num_experts:
-            raise ValueError(f"top_k must be at most num_experts = {self.num_experts}, got {top_k}")
+        check_gate(gate, top_k, self.num_experts)
         self.gate, self.top_k = gate, top_k
         self.temperature = check_number("temperature", temperature, above=0.0)
         if cardinalities is not None and context_features is not None:
             raise ValueError("at most one of cardinalities and context_features may be given")
         if not cardinalities and context_features is None and not route_features:
             raise ValueError("nothing routes: give cardinalities, context_features or route_features=True")
+        for name, width in (("context_features", context_features), ("film_features", film_features)):
+            if width is not None:
+                check_int(name, width)
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.embedding = CategoryEmbedding(cardinalities, embedding_dim, **factory) if cardinalities else None
         if self.embedding is not None:
@@ -146,10 +148,17 @@ class MixtureOfExperts(nn.Module):
         self.dropout = make_dropout(dropout)
         self.skip = nn.Linear(self.in_features, self.out_features, **factory) if residual else None
         self.register_load_state_dict_pre_hook(_stack_expert_modules)  # type: ignore[no-untyped-call]
-        self.reset_parameters()
+        self._start()
 
     def reset_parameters(self) -> None:
         """Initialise every expert, and the router, as :class:`torch.nn.Linear` would be; FiLM becomes the identity."""
+        for part in (self.embedding, *self.norms, *self.films, self.skip):
+            if part is not None:
+                part.reset_parameters()
+        self._start()
+
+    def _start(self) -> None:
+        """Initialise the parameters that are not in a part, which starts by itself."""
         for weight, bias in zip(self.weights, self.biases, strict=True):
             bound = weight.shape[1] ** -0.5
             nn.init.uniform_(weight, -bound, bound)
@@ -158,9 +167,6 @@ class MixtureOfExperts(nn.Module):
         for router in (self.router_context, self.router_features):
             if router is not None:
                 nn.init.uniform_(router, -(router.shape[1] ** -0.5), router.shape[1] ** -0.5)
-        for part in (self.embedding, self.skip, *self.norms, *self.films):
-            if part is not None:
-                part.reset_parameters()
 
     @overload
     def forward(
@@ -207,6 +213,8 @@ class MixtureOfExperts(nn.Module):
         """Mix the experts' outputs for ``x``; with ``return_aux`` also a :class:`RoutingAux`."""
         check_last_dim("x", x, self.in_features, "in_features")
         if self.embedding is not None:
+            if context is not None:
+                raise ValueError("context must not be given: this layer was built with cardinalities")
             context = self.embedding.context(categories)  # type: ignore[arg-type]
         rows = x.reshape(-1, self.in_features)
         logits = self._logits(x, context)

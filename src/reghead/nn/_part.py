@@ -29,6 +29,11 @@ class CategoryPart(nn.Module):
             counts = torch.full((cardinality,), -1, dtype=torch.int64, device=device)
             self.register_buffer(name_in("counts", column), counts)
 
+    def _forget(self) -> None:
+        """Take every id as known again; a module made on the meta device has no counts until then."""
+        for column in self.cardinalities:
+            self.get_buffer(name_in("counts", column)).fill_(-1)
+
     def observe(self, categories: Categories) -> None:
         """Count training rows, so that an id without any is treated as unknown.
 
@@ -45,9 +50,13 @@ class CategoryPart(nn.Module):
 
     def _table(self, kind: str, column: str) -> Tensor:
         """The table of ``column`` with its rows of zeros: that of the unknown and those never seen in training."""
-        known = self.get_buffer(name_in("counts", column)) != 0
-        table = F.pad(self.get_parameter(name_in(kind, column)), (0, 0, 1, 0))
-        return table * known.unsqueeze(-1)
+        # getattr, and not get_parameter, which refuses the plain tensors of torch.func.functional_call.
+        table = F.pad(getattr(self, name_in(kind, column)), (0, 0, 1, 0))
+        return table * self._known(column).unsqueeze(-1)
+
+    def _known(self, column: str) -> Tensor:
+        """False for the ids of ``column`` that were never seen in training."""
+        return self.get_buffer(name_in("counts", column)) != 0
 
     def _new_table(self, kind: str, column: str, width: int, device: object, dtype: object) -> None:
         rows = self.cardinalities[column] - 1

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from reghead._checks import check_choice, check_ids, check_int
 from reghead._typing import Categories
 from reghead.functional import lookup
-from reghead.functional._lookup import align, joint_ids
+from reghead.functional._lookup import align, check_one_shape, joint_ids
 from reghead.nn._embedding import JOINT_ROWS
 from reghead.nn._part import CategoryPart
 
@@ -82,7 +82,7 @@ class ConditionalScaler(CategoryPart):
         if self.cells:
             if len(rows) < 2:
                 raise ValueError(f"cells needs at least two columns, got {list(rows)}")
-            number = math.prod(rows.values())
+            number = math.prod(self.cardinalities.values())
             if number > MAX_CELLS:
                 raise ValueError(f"cells would need {number} rows, at most {MAX_CELLS}; use fewer columns")
         for kind in self._kinds():
@@ -97,7 +97,8 @@ class ConditionalScaler(CategoryPart):
         return ("scale", "bias") if self.scale else ("bias",)
 
     def reset_parameters(self) -> None:
-        """Make the layer the identity."""
+        """Make the layer the identity, and forget what was observed."""
+        self._forget()
         for parameter in self.parameters():
             nn.init.zeros_(parameter)
 
@@ -133,6 +134,7 @@ class ConditionalScaler(CategoryPart):
 
     def _rows(self, kind: str, ids: Sequence[Tensor]) -> list[Tensor]:
         """The rows of the batch in each table."""
+        check_one_shape(ids)
         rows = [lookup(table, i) for table, i in zip(self._tables(kind), ids, strict=True)]
         if self.cells:
             key = joint_ids(ids, tuple(self.cardinalities.values()))
@@ -141,7 +143,11 @@ class ConditionalScaler(CategoryPart):
 
     def _cell_table(self, kind: str) -> Tensor:
         """The table of the cells with zeros where a column is unknown. Shape ``(N_1, ..., N_k, D)``."""
-        return F.pad(self.get_parameter(f"cell_{kind}"), [0, 0] + [1, 0] * len(self.cardinalities))
+        table = F.pad(getattr(self, f"cell_{kind}"), [0, 0] + [1, 0] * len(self.cardinalities))
+        for position, column in enumerate(self.cardinalities):
+            known = self._known(column)
+            table = table * known.reshape([-1 if i == position else 1 for i in range(table.ndim)])
+        return table
 
     def _compose(self, parts: Mapping[str, list[Tensor]]) -> list[Tensor]:
         """Shift and, where categories scale, factor: of deviations that broadcast against each other."""
