@@ -1,0 +1,91 @@
+"""JSON in a tensor, modules that describe themselves, and files that are replaced in one step."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+
+from reghead._persistence import decode_json, encode_json
+from reghead.heads import RegressionHead
+from reghead.normalization import CategoryNormalizer
+
+
+@pytest.mark.parametrize("value", [None, True, 3, 0.1, "städte", [1, [2]], {"a": {"b": [None, "1"]}}, {}])
+def test_decode_is_the_inverse_of_encode(value: Any) -> None:
+    tensor = encode_json(value)
+    assert tensor.dtype == torch.uint8
+    assert tensor.ndim == 1
+    assert decode_json(tensor) == value
+
+
+def test_what_json_cannot_say_is_refused() -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        encode_json(float("nan"))
+
+
+@pytest.mark.parametrize("wrong", [b"{}", None, torch.zeros(2), torch.zeros(1, 2, dtype=torch.uint8)])
+def test_decode_refuses_what_is_no_text(wrong: Any) -> None:
+    with pytest.raises(ValueError, match="must be JSON in a one-dimensional uint8 tensor, got"):
+        decode_json(wrong)
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"\xff\xfe\xfa", b"[" * 100_000])
+def test_decode_refuses_tampered_bytes(text: bytes) -> None:
+    with pytest.raises(ValueError, match="the bytes do not parse"):
+        decode_json(torch.tensor(list(text), dtype=torch.uint8))
+
+
+def test_state_of_another_type_is_refused() -> None:
+    normalizer = CategoryNormalizer().fit(torch.tensor([[1.0], [2.0]]))
+    with pytest.raises(ValueError, match="describes a CategoryNormalizer, not a RegressionHead"):
+        RegressionHead.from_state_dict(normalizer.state_dict())
+
+
+def test_state_of_another_format_is_refused() -> None:
+    state = RegressionHead(2, 1).state_dict()
+    state["_extra_state"] = encode_json({**decode_json(state["_extra_state"]), "format": 2})
+    with pytest.raises(ValueError, match="has format 2, this version of reghead reads format 1"):
+        RegressionHead.from_state_dict(state)
+
+
+def test_save_writes_tensors_and_a_readable_description(tmp_path: Path) -> None:
+    head = RegressionHead(2, 1, bounds=(0.0, 5.0))
+    head.save(tmp_path / "head.safetensors")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["head.json", "head.safetensors"]
+    description = json.loads((tmp_path / "head.json").read_text())
+    assert description["type"] == "RegressionHead"
+    assert description["config"]["bounds"] == [0.0, 5.0]
+    loaded = RegressionHead.load(str(tmp_path / "head.safetensors"))
+    assert torch.equal(loaded(torch.ones(1, 2)), head(torch.ones(1, 2)))
+
+
+def test_path_of_the_description_is_refused_for_the_tensors(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"path must not end in \.json"):
+        RegressionHead(2, 1).save(tmp_path / "head.json")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("broken", ["tensors", "description"])
+def test_a_failing_write_leaves_the_old_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
+    old = RegressionHead(2, 1)
+    old.save(tmp_path / "head.safetensors")
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+
+    def fail(*arguments: Any, **options: Any) -> None:
+        target = arguments[1] if broken == "tensors" else arguments[0]
+        Path(target).write_bytes(b"half a fi")
+        raise OSError("no space left on device")
+
+    if broken == "tensors":
+        monkeypatch.setattr(safetensors.torch, "save_file", fail)
+    else:
+        monkeypatch.setattr(Path, "write_text", fail)
+    with pytest.raises(OSError, match="no space left"):
+        RegressionHead(2, 1, bounds=(0.0, 1.0)).save(tmp_path / "head.safetensors")
+    assert {name: (tmp_path / name).read_bytes() for name in before} == before
+    loaded = RegressionHead.load(os.fspath(tmp_path / "head.safetensors"))
+    assert torch.equal(loaded.weight, old.weight)
