@@ -110,20 +110,23 @@ class SelfDescribing(nn.Module, ABC):
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the ``state_dict`` to ``path`` (safetensors), and its description beside it as readable JSON.
 
-        Both files are replaced in one step each, so a crash leaves the old ones or the new ones. Needs the extra
-        ``safetensors``.
+        The description goes to the same name with ``.json`` added. Each file is replaced in one step, so a crash
+        leaves the old one or the new one. Needs the extra ``safetensors``.
         """
         save_file = import_optional("safetensors.torch", extra="safetensors").save_file
         path = Path(path)
-        if path.suffix == ".json":
-            raise ValueError(f"path must not end in .json, as the description beside it does, got {str(path)!r}")
         tensors = {key: value.detach().contiguous() for key, value in self.state_dict().items()}
-        partial = path.with_name(path.name + ".partial")
-        save_file(tensors, partial)
-        readable = path.with_name(path.name + ".json.partial")
-        readable.write_text(json.dumps(decode_json(self.get_extra_state()), indent=2) + "\n")
-        os.replace(partial, path)
-        os.replace(readable, path.with_suffix(".json"))
+        text = json.dumps(decode_json(self.get_extra_state()), indent=2) + "\n"
+        readable = path.with_name(path.name + ".json")
+        partial = {file: file.with_name(file.name + ".partial") for file in (path, readable)}
+        try:
+            save_file(tensors, partial[path])
+            partial[readable].write_text(text)
+            for file, written in partial.items():
+                os.replace(written, file)
+        finally:
+            for written in partial.values():
+                written.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:

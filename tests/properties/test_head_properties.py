@@ -69,6 +69,12 @@ def test_predictions_stay_inside_the_bounds(seed: int, low: float, width: float,
     assert (out <= bounds[1]).all()
 
 
+def test_a_saturated_prediction_is_the_bound_itself() -> None:
+    head = RegressionHead(1, 1, bounds=(0.57, 1.18))  # 0.57 + (1.18 - 0.57) is above 1.18 in float32
+    out = head(torch.tensor([[1e9], [-1e9]]) * head.weight.detach().sign())
+    assert out.flatten().tolist() == torch.tensor([1.18, 0.57]).tolist()
+
+
 @given(seed=SEEDS)
 def test_state_dict_is_the_whole_head(seed: int) -> None:
     head, x, categories = head_and_batch(seed, 5, **PARTS, quantiles=(0.1, 0.5, 0.8))

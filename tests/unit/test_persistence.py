@@ -55,18 +55,19 @@ def test_state_of_another_format_is_refused() -> None:
 def test_save_writes_tensors_and_a_readable_description(tmp_path: Path) -> None:
     head = RegressionHead(2, 1, bounds=(0.0, 5.0))
     head.save(tmp_path / "head.safetensors")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["head.json", "head.safetensors"]
-    description = json.loads((tmp_path / "head.json").read_text())
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["head.safetensors", "head.safetensors.json"]
+    description = json.loads((tmp_path / "head.safetensors.json").read_text())
     assert description["type"] == "RegressionHead"
     assert description["config"]["bounds"] == [0.0, 5.0]
     loaded = RegressionHead.load(str(tmp_path / "head.safetensors"))
     assert torch.equal(loaded(torch.ones(1, 2)), head(torch.ones(1, 2)))
 
 
-def test_path_of_the_description_is_refused_for_the_tensors(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"path must not end in \.json"):
-        RegressionHead(2, 1).save(tmp_path / "head.json")
-    assert list(tmp_path.iterdir()) == []
+def test_names_that_differ_in_the_suffix_alone_keep_their_own_descriptions(tmp_path: Path) -> None:
+    RegressionHead(2, 1).save(tmp_path / "head.v1")
+    RegressionHead(3, 1).save(tmp_path / "head.v2")
+    widths = [json.loads((tmp_path / f"head.{v}.json").read_text())["config"]["in_features"] for v in ("v1", "v2")]
+    assert widths == [2, 3]
 
 
 @pytest.mark.parametrize("broken", ["tensors", "description"])
@@ -86,6 +87,6 @@ def test_a_failing_write_leaves_the_old_files(tmp_path: Path, monkeypatch: pytes
         monkeypatch.setattr(Path, "write_text", fail)
     with pytest.raises(OSError, match="no space left"):
         RegressionHead(2, 1, bounds=(0.0, 1.0)).save(tmp_path / "head.safetensors")
-    assert {name: (tmp_path / name).read_bytes() for name in before} == before
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
     loaded = RegressionHead.load(os.fspath(tmp_path / "head.safetensors"))
     assert torch.equal(loaded.weight, old.weight)

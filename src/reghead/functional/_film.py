@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from reghead._checks import check_last_dim, check_prefix
+from reghead._checks import check_last_dim
 from reghead.functional._lookup import align
 
 
@@ -32,6 +32,10 @@ def film(x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
     """
     for name, factor in (("gamma", gamma), ("beta", beta)):
         check_last_dim(name, factor, x.shape[-1], "F")
-        check_prefix(f"{name}[..., 0]", factor[..., 0], "x", x.shape[:-1])
+        if factor.shape[:-1] != x.shape[: factor.ndim - 1] or factor.ndim > x.ndim:
+            raise ValueError(
+                f"{name} must have the leading dimensions of x, which has shape {tuple(x.shape)}, got "
+                f"{tuple(factor.shape)}; ids of categories, or a context, go row by row with x"
+            )
     # Under autocast the factors may come in a narrower dtype than the features; addcmul does not promote.
     return torch.addcmul(align(beta, x).to(x.dtype), align(gamma, x).to(x.dtype), x)

@@ -56,7 +56,7 @@ def check_gate(gate: str, top_k: int, experts: int) -> None:
 
 
 def load_balancing_loss(logits: Tensor, gate: Gate = "soft", *, top_k: int = 2, temperature: float = 1.0) -> Tensor:
-    r"""Load-balancing loss of the Switch Transformer: 1 when experts are used evenly, E when one does it all.
+    r"""Load-balancing loss of the Switch Transformer: 1 when experts are used evenly, E / k when k of them do it all.
 
     .. math:: L = E \sum_e f_e P_e, \qquad f_e = \frac{1}{N}\sum_n d_{ne}, \qquad P_e = \frac{1}{N}\sum_n p_{ne}
 

@@ -19,6 +19,13 @@ HIDDEN_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 NORMS: dict[str, Callable[..., nn.Module]] = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}
 
 
+def check_hidden_options(dropout: float, activation: str, norm: str | None) -> None:
+    """Raise for a bad option of hidden layers also where there are none to use it."""
+    check_number("dropout", dropout, at_least=0.0, below=1.0)
+    check_choice("activation", activation, HIDDEN_ACTIVATIONS)
+    check_choice("norm", norm, (None, *NORMS))
+
+
 def make_activation(activation: str) -> nn.Module:
     """The hidden activation of that name."""
     check_choice("activation", activation, HIDDEN_ACTIVATIONS)
@@ -74,7 +81,8 @@ class OutputActivation(nn.Module):
         if self.activation == "exp":
             return x.exp()
         lower, upper = self.bounds
-        return lower + (upper - lower) * torch.sigmoid(x)
+        # Rounding may carry a saturated sum beyond a bound: 0.57 + 0.61 is above 1.18 in float32.
+        return (lower + (upper - lower) * torch.sigmoid(x)).clamp(lower, upper)
 
     def extra_repr(self) -> str:
         return repr(self.activation) + (f", bounds={self.bounds}" if self.activation == "bounded" else "")

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from reghead._checks import check_hidden_dims, check_int, check_last_dim
 from reghead._typing import Categories
-from reghead.nn._activation import make_activation, make_dropout, make_norm
+from reghead.nn._activation import check_hidden_options, make_activation, make_dropout, make_norm
 from reghead.nn._embedding import CategoryContext, CategoryEmbedding
 from reghead.nn._film import FiLM
 
@@ -200,6 +200,7 @@ class MLP(nn.Module):
         self.out_features = check_int("out_features", out_features)
         self.hidden_dims = check_hidden_dims("hidden_dims", hidden_dims)
         require_hidden_dims(self.hidden_dims, residual=residual, context_features=context_features)
+        check_hidden_options(dropout, activation, norm)
         widths = (self.in_features, *self.hidden_dims)
         self.layers = nn.ModuleList(
             HiddenLayer(

@@ -13,7 +13,7 @@ from reghead._typing import Categories, Gate
 from reghead.functional import load_balancing_loss, routing_entropy, routing_weights
 from reghead.functional._lookup import align
 from reghead.functional._routing import check_gate
-from reghead.nn._activation import make_activation, make_dropout, make_norm
+from reghead.nn._activation import check_hidden_options, make_activation, make_dropout, make_norm
 from reghead.nn._embedding import CategoryContext, CategoryEmbedding
 from reghead.nn._experts import dense_mixture, sparse_mixture
 from reghead.nn._film import FiLM
@@ -25,8 +25,9 @@ class RoutingAux(NamedTuple):
 
     Attributes:
         routing_weights: Weight of each expert in each row. Shape ``(*, E)``.
-        load_balancing_loss: 1 when experts are used evenly, E when one does it all. A scalar.
-        entropy: Mean entropy of the rows' weights, in nats. A scalar.
+        load_balancing_loss: 1 when experts are used evenly, more when not. A scalar.
+        entropy: Mean entropy of the router's softmax, before the gate, in nats: log E when a row has no preference,
+            0 when it is certain. A scalar.
     """
 
     routing_weights: Tensor
@@ -116,6 +117,7 @@ class MixtureOfExperts(nn.Module):
         self.num_experts = check_int("num_experts", num_experts)
         self.hidden_dims = check_hidden_dims("hidden_dims", hidden_dims)
         require_hidden_dims(self.hidden_dims, residual=residual, context_features=film_features)
+        check_hidden_options(dropout, activation, norm)
         check_gate(gate, top_k, self.num_experts)
         self.gate, self.top_k = gate, top_k
         self.temperature = check_number("temperature", temperature, above=0.0)
@@ -226,7 +228,8 @@ class MixtureOfExperts(nn.Module):
         if not return_aux:
             return out
         balance = load_balancing_loss(logits, self.gate, top_k=self.top_k, temperature=self.temperature)
-        return out, RoutingAux(weights, balance, routing_entropy(weights))
+        entropy = routing_entropy(routing_weights(logits, temperature=self.temperature))
+        return out, RoutingAux(weights, balance, entropy)
 
     def _logits(self, x: Tensor, context: Tensor | CategoryContext | None) -> Tensor:
         """The router's logits in float32 or wider, shape ``(*, E)``."""

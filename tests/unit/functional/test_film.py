@@ -60,8 +60,8 @@ def test_small_batches(batch: int) -> None:
     [
         ((4, 2), (4, 3), r"gamma must have shape \(\*, F\) with F = 3, got \(4, 2\)"),
         ((4, 3), (4, 1), r"beta must have shape \(\*, F\) with F = 3, got \(4, 1\)"),
-        ((5, 3), (4, 3), r"gamma.* must have the leading dimensions of x, .*got \(5,\)"),
-        ((4, 3), (1, 3), r"beta.* must have the leading dimensions of x, .*got \(1,\)"),
+        ((5, 3), (4, 3), r"gamma.* must have the leading dimensions of x, .*got \(5, 3\)"),
+        ((4, 3), (1, 3), r"beta.* must have the leading dimensions of x, .*got \(1, 3\)"),
         ((2, 4, 3), (4, 3), r"gamma.* must have the leading dimensions of x"),
     ],
 )
