@@ -43,9 +43,9 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Test with branch coverage on two processes, or run pytest with the arguments after ``--``."""
+    """Test all, with branch coverage on two processes, or run pytest with the arguments after ``--``."""
     install(session, "--editable", ".", "--group", "test")
-    gate = ("-n", "2", "--cov", "--cov-branch", "--cov-report=term-missing:skip-covered")
+    gate = ("-m", "slow or not slow", "-n", "2", "--cov", "--cov-branch", "--cov-report=term-missing:skip-covered")
     # Two processes with a thread for every core each are slower than two with one.
     session.run("pytest", *(session.posargs or gate), env={"OMP_NUM_THREADS": "1"})
 

@@ -72,7 +72,8 @@ def check_hidden_dims(name: str, dims: object) -> tuple[int, ...]:
 def check_quantiles(name: str, quantiles: object) -> tuple[float, ...]:
     """Return quantile levels as floats: at least one, strictly between 0 and 1, strictly increasing."""
     if isinstance(quantiles, Tensor):
-        quantiles = quantiles.tolist()
+        # Through the shortest text that gives the same float32: 0.1 in a float32 tensor means 0.1.
+        quantiles = [float(str(level)) for level in quantiles.detach().cpu().numpy().ravel()]
     if isinstance(quantiles, str) or not isinstance(quantiles, Iterable):
         raise TypeError(f"{name} must be a sequence of levels such as (0.1, 0.5, 0.9), got {quantiles!r}")
     levels = tuple(check_number(f"{name}[{i}]", q, above=0.0, below=1.0) for i, q in enumerate(quantiles))
@@ -112,10 +113,15 @@ def check_columns(name: str, columns: object, available: Collection[str] | None 
     return result
 
 
-def check_floating(name: str, tensor: object) -> None:
-    """Raise unless ``tensor`` is a floating-point tensor."""
+def check_tensor(name: str, tensor: object) -> None:
+    """Raise unless ``tensor`` is a tensor."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}; use torch.as_tensor")
+
+
+def check_floating(name: str, tensor: Tensor) -> None:
+    """Raise unless ``tensor`` is a floating-point tensor."""
+    check_tensor(name, tensor)
     if not tensor.is_floating_point():
         raise TypeError(f"{name} must be of a floating-point dtype, got {tensor.dtype}; use {name}.float()")
 
@@ -144,13 +150,15 @@ def check_same_shape(preds: Tensor, target: Tensor) -> None:
 
 
 def check_last_dim(name: str, tensor: Tensor, size: int, meaning: str) -> None:
-    """Raise unless the last dimension of ``tensor`` has ``size`` elements."""
+    """Raise unless ``tensor`` holds floats, and ``size`` of them in its last dimension."""
+    check_floating(name, tensor)
     if tensor.ndim == 0 or tensor.shape[-1] != size:
         raise ValueError(f"{name} must have shape (*, {meaning}) with {meaning} = {size}, got {tuple(tensor.shape)}")
 
 
 def check_prefix(name: str, tensor: Tensor, of: str, shape: Sequence[int]) -> None:
     """Raise unless the shape of ``tensor`` is a prefix of ``shape``, the shape of the argument named ``of``."""
+    check_tensor(name, tensor)
     if tuple(tensor.shape) != tuple(shape[: tensor.ndim]):
         raise ValueError(
             f"{name} must have the leading dimensions of {of}, which has shape {tuple(shape)}, "

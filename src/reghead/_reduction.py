@@ -8,7 +8,7 @@ cell that does not count has exactly zero gradient. Nothing counted gives 0 with
 import torch
 from torch import Tensor
 
-from reghead._checks import check_choice, check_floating, check_prefix
+from reghead._checks import check_choice, check_floating, check_prefix, check_tensor, reads_values
 from reghead._typing import NanPolicy, Reduction
 
 
@@ -27,12 +27,15 @@ def counted_cells(target: Tensor, weight: Tensor | None, mask: Tensor | None, na
     check_choice("nan_policy", nan_policy, ("propagate", "omit"))
     counted = None
     if mask is not None:
+        check_tensor("mask", mask)
         if mask.dtype != torch.bool:
             raise TypeError(f"mask must be a tensor of torch.bool, True where a target counts, got {mask.dtype}")
         check_prefix("mask", mask, "target", target.shape)
         counted = trailing(mask, target.ndim)
     if weight is not None:
         check_prefix("weight", weight, "target", target.shape)
+        if reads_values(weight) and bool((weight < 0).any()):
+            raise ValueError(f"weight must be non-negative, got {weight.min().item():g}")
         weighted = trailing(weight, target.ndim) != 0
         counted = weighted if counted is None else counted & weighted
     if nan_policy == "omit":

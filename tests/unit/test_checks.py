@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from reghead import _checks as c
+from reghead._checks import check_quantiles
 
 INF, NAN = float("inf"), float("nan")
 
@@ -161,3 +162,8 @@ def test_ids_that_cannot_be_looked_at_are_read_as_unknown() -> None:
 
 def test_no_rows_are_no_ids_out_of_range() -> None:
     assert c.check_ids({"a": torch.zeros(0, dtype=torch.int64)}, {"a": 1}, "Part")[0].numel() == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_tensor_of_levels_means_the_numbers_it_shows(dtype: torch.dtype) -> None:
+    assert check_quantiles("quantiles", torch.tensor([0.1, 0.5, 0.9], dtype=dtype)) == (0.1, 0.5, 0.9)

@@ -5,6 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from reghead._reduction import counted_cells, reduce, residual, trailing, widen
+from reghead.functional import mse_loss
 
 NAN = float("nan")
 
@@ -108,3 +109,14 @@ def test_refuses_integers(name: str) -> None:
     tensors = {"preds": torch.ones(2), "target": torch.ones(2), name: torch.ones(2, dtype=torch.int64)}
     with pytest.raises(TypeError, match=f"{name} must be of a floating-point dtype, got torch.int64"):
         residual(tensors["preds"], tensors["target"], None, None, "propagate")
+
+
+def test_a_negative_weight_is_refused() -> None:
+    with pytest.raises(ValueError, match="weight must be non-negative, got -1"):
+        mse_loss(torch.ones(2), torch.zeros(2), weight=torch.tensor([2.0, -1.0]))
+
+
+@pytest.mark.parametrize("name", ["weight", "mask"])
+def test_weights_and_masks_that_are_no_tensors_are_refused(name: str) -> None:
+    with pytest.raises(TypeError, match=f"{name} must be a torch.Tensor, got list; use torch.as_tensor"):
+        mse_loss(torch.ones(2), torch.zeros(2), **{name: [True, True]})

@@ -1,6 +1,6 @@
 """What counts as a label, and how a column of values becomes codes into a short list of labels."""
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Mapping, Set
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -65,7 +65,9 @@ def factorize(name: str, values: Any) -> tuple[Codes, list[Label | None]]:
             uniques, codes = np.unique(values, return_inverse=True)
             return codes.astype(np.int64, copy=False), [as_label(name, value) for value in uniques]
         values = values.tolist() if values.dtype.kind not in "mM" else list(values)
-    if isinstance(values, str | bytes) or not isinstance(values, Iterable):
+    if hasattr(values, "columns"):
+        raise ValueError(f"{name} must be one column, got a table of {list(values.columns)}; is the name there twice?")
+    if isinstance(values, str | bytes | Mapping | Set) or not isinstance(values, Iterable):
         raise TypeError(f"{name} must be a one-dimensional array or sequence of labels, got {values!r}")
     return _factorize_objects(name, list(values))
 

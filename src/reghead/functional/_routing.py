@@ -34,7 +34,9 @@ def routing_weights(logits: Tensor, gate: Gate = "soft", *, top_k: int = 2, temp
     """
     check_gate(gate, top_k, logits.shape[-1])
     check_number("temperature", temperature, above=0.0)
-    probabilities = torch.softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature, dim=-1)
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    # Largest logit 0: whatever the temperature, nothing overflows to inf - inf.
+    probabilities = torch.softmax((wide - wide.detach().amax(-1, keepdim=True)) / temperature, dim=-1)
     if gate == "soft":
         return probabilities
     if gate == "hard":
@@ -61,9 +63,9 @@ def load_balancing_loss(logits: Tensor, gate: Gate = "soft", *, top_k: int = 2, 
     .. math:: L = E \sum_e f_e P_e, \qquad f_e = \frac{1}{N}\sum_n d_{ne}, \qquad P_e = \frac{1}{N}\sum_n p_{ne}
 
     :math:`p` is the softmax of the logits, :math:`d` the share of the row that goes to the expert: :math:`p` itself
-    under soft routing, :math:`1/k` for each of the k experts that are chosen. The gradient goes through :math:`P`
-    alone. Fedus et al., "Switch Transformers", 2021, eq. 4 to 6; divided by k, so that it is 1 at uniform routing
-    for any k.
+    under soft routing and at k = E, :math:`1/k` for each of the k experts that are chosen otherwise. The gradient goes
+    through :math:`P` alone. Fedus et al., "Switch Transformers", 2021, eq. 4 to 6; divided by k, so that it is 1 at
+    uniform routing for any k.
 
     Rows split evenly over the experts and rows that each use one expert score alike; the entropy of
     :func:`routing_entropy` tells them apart.
@@ -86,6 +88,7 @@ def load_balancing_loss(logits: Tensor, gate: Gate = "soft", *, top_k: int = 2, 
     check_gate(gate, top_k, logits.shape[-1])
     probabilities = routing_weights(logits.reshape(-1, logits.shape[-1]), temperature=temperature)
     rows, experts = probabilities.shape
+    # NOTE[DIFF] with k = E the paper's share is 1/E whatever the router does; we take the softmax, as when soft.
     if gate == "soft" or (gate == "top_k" and top_k == experts):
         dispatch = probabilities.detach()
     else:

@@ -15,6 +15,8 @@ from reghead.nn import MLP, CategoryEmbedding, ConditionalScaler, MixtureOfExper
 
 def agreed_cardinalities(cardinalities: Mapping[str, int] | None, encoder: CategoryEncoder) -> Mapping[str, int]:
     """The cardinalities of ``encoder``, or the given ones, which must agree with it on the columns of both."""
+    if not isinstance(encoder, CategoryEncoder):
+        raise TypeError(f"encoder must be a fitted CategoryEncoder, got {type(encoder).__name__}")
     if cardinalities is None:
         return encoder.cardinalities
     if any(cardinalities.get(column, n) != n for column, n in encoder.cardinalities.items()):
@@ -93,14 +95,16 @@ def start_linear(weight: nn.Parameter, bias: nn.Parameter | None = None) -> None
 
 
 @torch.no_grad()
-def zero_outputs(trunk: MLP | MixtureOfExperts, outputs: Sequence[int]) -> None:
-    """Zero what leads to the raw ``outputs`` of a trunk."""
-    tensors = [] if trunk.skip is None else [trunk.skip.weight, trunk.skip.bias]
+def zero_outputs(outputs: Sequence[int], trunk: MLP | MixtureOfExperts | None, *tensors: Tensor | None) -> None:
+    """Zero what leads to the raw ``outputs``: in the trunk, and the rows of ``tensors``."""
+    rows = [tensor for tensor in tensors if tensor is not None]
     if isinstance(trunk, MLP):
-        tensors += [trunk.output.weight, trunk.output.bias]
-    else:
-        tensors += [trunk.weights[-1].movedim(-1, 0), trunk.biases[-1].movedim(-1, 0)]
-    for tensor in tensors:
+        rows += [trunk.output.weight, trunk.output.bias]
+    elif trunk is not None:
+        rows += [trunk.weights[-1].movedim(-1, 0), trunk.biases[-1].movedim(-1, 0)]
+    if trunk is not None and trunk.skip is not None:
+        rows += [trunk.skip.weight, trunk.skip.bias]
+    for tensor in rows:
         tensor[outputs] = 0.0
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from reghead._checks import check_last_dim
+from reghead._checks import check_ids, check_last_dim
 from reghead._persistence import EXTRA_STATE, SelfDescribing
 from reghead._typing import Categories, Quantiles
 from reghead._warnings import RedundantOptionWarning
@@ -74,7 +74,7 @@ class RegressionHead(SelfDescribing):
 
     Shape:
         - ``x``: ``(*, F)``
-        - ``categories``: column -> ids whose shape is a prefix of ``*``
+        - ``categories``: column -> ids, all of one shape that is a prefix of ``*``
         - output: ``(*, D)``, or ``(*, D, Q)`` with ``quantiles``
 
     Example:
@@ -154,7 +154,9 @@ class RegressionHead(SelfDescribing):
                 RedundantOptionWarning,
                 stacklevel=2,
             )
-        self.config, self.encoder = config, encoder
+        self.config = config
+        # A copy: refitting the caller's encoder must not move categories to each other's rows.
+        self.encoder = None if encoder is None else CategoryEncoder.from_dict(encoder.to_dict())
         self.in_features, self.out_features = config.in_features, config.out_features
         self._build({"device": device, "dtype": dtype})
         self._start()
@@ -171,7 +173,7 @@ class RegressionHead(SelfDescribing):
             return nn.Parameter(torch.empty(shape, **factory))
 
         self.register_parameter("fusion_weight", parameter(width, fused) if config.fusion == "add" else None)
-        # Without a trunk, the names of nn.Linear: a plain head loads its state_dict and is loaded by it.
+        # Without a trunk, the names of nn.Linear, whose state_dict a plain head loads.
         self.register_parameter("weight", parameter(outputs, width) if self.trunk is None else None)
         self.register_parameter("bias", parameter(outputs) if self.trunk is None else None)
         quantiles = config.quantiles
@@ -201,19 +203,11 @@ class RegressionHead(SelfDescribing):
             start_linear(self.fusion_weight)
         if self.weight is not None:
             start_linear(self.weight, self.bias)
-        self._start_at_normal_gaps()
-
-    def _start_at_normal_gaps(self) -> None:
-        """Zero the raw gaps of non-crossing quantiles, so that training starts from one normal spread everywhere."""
-        if self.quantile_output is None or not self.quantile_output.non_crossing:
-            return
-        levels, anchor = len(self.quantile_output.quantiles), self.quantile_output.anchor
-        gaps = [i for i in range(self.out_features * levels) if i % levels != anchor]
-        if self.trunk is not None:
-            zero_outputs(self.trunk, gaps)
-        elif self.weight is not None and self.bias is not None:
-            self.weight.data[gaps] = 0.0
-            self.bias.data[gaps] = 0.0
+        if self.quantile_output is not None and self.quantile_output.non_crossing:
+            # Raw gaps of zero: training starts from one normal spread everywhere.
+            levels, anchor = len(self.quantile_output.quantiles), self.quantile_output.anchor
+            gaps = [i for i in range(self.out_features * levels) if i % levels != anchor]
+            zero_outputs(gaps, self.trunk, self.weight, self.bias)
 
     @overload
     def forward(
@@ -236,7 +230,7 @@ class RegressionHead(SelfDescribing):
             return_aux: Also return auxiliary losses, penalties and routing.
         """
         check_last_dim("x", x, self.in_features, "in_features")
-        if self.training and self.config.unknown_dropout and categories is not None:
+        if self.training and self.config.unknown_dropout and isinstance(categories, Mapping):
             categories = hide_categories(categories, self.config.cardinalities or {}, self.config.unknown_dropout)
         routing: RoutingAux | None = None
         x = self._fuse(x, categories)
@@ -291,11 +285,14 @@ class RegressionHead(SelfDescribing):
         """Count the training rows of every id, so that an id without any is treated as unknown.
 
         Args:
-            categories: Column -> ids of the training rows, all at once or batch by batch.
+            categories: Column -> ids of the training rows, all at once or batch by batch. With several processes,
+                the rows of all of them: DistributedDataParallel copies the counts of the first.
         """
-        for part in (self.embedding, self.scaler, self.wide):
-            if part is not None:
-                part.observe(categories)
+        parts = [part for part in (self.embedding, self.scaler, self.wide) if part is not None]
+        for part in parts:
+            check_ids(categories, part.cardinalities, type(self).__name__)  # all of them before any is counted
+        for part in parts:
+            part.observe(categories)
 
     def param_groups(
         self, lr: float, *, categorical_lr: float | None = None, weight_decay: float = 0.0

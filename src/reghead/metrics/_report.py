@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from reghead._checks import check_int, check_prefix, check_quantiles, check_same_shape, check_shape
+from reghead._checks import check_floating, check_int, check_prefix, check_quantiles, check_same_shape, check_shape
 from reghead._reduction import counted_cells, trailing
 from reghead._typing import NanPolicy, Quantiles
 from reghead.categories import Vocabulary
@@ -82,6 +82,8 @@ def category_report(
         ('B', 1.0)
     """
     min_count = check_int("min_count", min_count)
+    check_floating("preds", preds)
+    check_floating("target", target)
     levels = None if quantiles is None else check_quantiles("quantiles", quantiles)
     if levels is None:
         check_same_shape(preds, target)

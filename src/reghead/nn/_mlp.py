@@ -88,7 +88,7 @@ class FiLMLayer(HiddenLayer):
 
     Shape:
         - ``x``: ``(*, in_features)``
-        - ``categories``: column -> ids whose shape is a prefix of ``*``
+        - ``categories``: column -> ids, all of one shape that is a prefix of ``*``
         - ``context``: ``(*prefix, C)``
         - output: ``(*, out_features)``
 
@@ -142,6 +142,10 @@ class FiLMLayer(HiddenLayer):
     ) -> Tensor:
         """Apply the layer to ``x``."""
         if self.embedding is None:
+            if categories is not None:
+                raise ValueError(
+                    "categories must not be given: this layer was built with context_features; use context="
+                )
             return self._apply_layer(x, context)
         if context is not None:
             raise ValueError("context must not be given: this layer was built with cardinalities and takes categories")
@@ -199,8 +203,9 @@ class MLP(nn.Module):
         self.in_features = check_int("in_features", in_features)
         self.out_features = check_int("out_features", out_features)
         self.hidden_dims = check_hidden_dims("hidden_dims", hidden_dims)
-        require_hidden_dims(self.hidden_dims, residual=residual, context_features=context_features)
+        require_hidden_dims(self.hidden_dims, residual=residual, context_features=context_features is not None)
         check_hidden_options(dropout, activation, norm)
+        self.context_features = context_features
         widths = (self.in_features, *self.hidden_dims)
         self.layers = nn.ModuleList(
             HiddenLayer(
@@ -227,6 +232,8 @@ class MLP(nn.Module):
     def forward(self, x: Tensor, context: Tensor | CategoryContext | None = None) -> Tensor:
         """Apply the network to ``x``."""
         check_last_dim("x", x, self.in_features, "in_features")
+        if context is not None and self.context_features is None:
+            raise ValueError("context must not be given: this network was built without context_features")
         h = x
         for layer in self.layers:
             h = layer(h, context)
@@ -234,8 +241,8 @@ class MLP(nn.Module):
         return out if self.skip is None else out + self.skip(x)
 
 
-def require_hidden_dims(hidden_dims: Sequence[int], *, residual: bool, context_features: int | None) -> None:
-    """Raise if an option needs hidden layers and there are none."""
-    for name, asked in (("residual", residual), ("context_features", context_features is not None)):
+def require_hidden_dims(hidden_dims: Sequence[int], **options: bool) -> None:
+    """Raise if an option that is asked for needs hidden layers and there are none."""
+    for name, asked in options.items():
         if asked and not hidden_dims:
             raise ValueError(f"{name} needs hidden_dims, got none; use for example hidden_dims=(64, 32)")

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, Literal, NamedTuple, overload
 
 import torch
@@ -74,7 +75,7 @@ class MixtureOfExperts(nn.Module):
 
     Shape:
         - ``x``: ``(*, F)``
-        - ``categories``: column -> ids whose shape is a prefix of ``*``
+        - ``categories``: column -> ids, all of one shape that is a prefix of ``*``
         - ``context``, ``film_context``: ``(*prefix, C)``
         - output: ``(*, D)``
 
@@ -116,7 +117,7 @@ class MixtureOfExperts(nn.Module):
         self.out_features = check_int("out_features", out_features)
         self.num_experts = check_int("num_experts", num_experts)
         self.hidden_dims = check_hidden_dims("hidden_dims", hidden_dims)
-        require_hidden_dims(self.hidden_dims, residual=residual, context_features=film_features)
+        require_hidden_dims(self.hidden_dims, residual=residual, film_features=film_features is not None)
         check_hidden_options(dropout, activation, norm)
         check_gate(gate, top_k, self.num_experts)
         self.gate, self.top_k = gate, top_k
@@ -218,6 +219,10 @@ class MixtureOfExperts(nn.Module):
             if context is not None:
                 raise ValueError("context must not be given: this layer was built with cardinalities")
             context = self.embedding.context(categories)  # type: ignore[arg-type]
+        elif context is not None and self.router_context is None:
+            raise ValueError("context must not be given: this layer was built without context_features")
+        if film_context is not None and not self.films:
+            raise ValueError("film_context must not be given: this layer was built without film_features")
         rows = x.reshape(-1, self.in_features)
         logits = self._logits(x, context)
         weights = routing_weights(logits, self.gate, top_k=self.top_k, temperature=self.temperature)
@@ -233,7 +238,9 @@ class MixtureOfExperts(nn.Module):
 
     def _logits(self, x: Tensor, context: Tensor | CategoryContext | None) -> Tensor:
         """The router's logits in float32 or wider, shape ``(*, E)``."""
-        with torch.autocast(x.device.type, enabled=False):
+        # A device without autocast, such as meta, has none to turn off.
+        has_autocast = torch.amp.is_autocast_available(x.device.type)
+        with torch.autocast(x.device.type, enabled=False) if has_autocast else nullcontext():
             wide = torch.promote_types(self.router_bias.dtype, torch.float32)
             logits = self.router_bias.to(wide).expand(*x.shape[:-1], self.num_experts)
             if self.router_context is not None:

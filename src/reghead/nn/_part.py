@@ -40,7 +40,8 @@ class CategoryPart(nn.Module):
         Call it with the ids of the training rows, all at once or batch by batch.
 
         Args:
-            categories: Column -> ids of shape ``(*,)``.
+            categories: Column -> ids of shape ``(*,)``. With several processes, those of all of them:
+                DistributedDataParallel copies the counts of the first.
         """
         ids = check_ids(categories, self.cardinalities, type(self).__name__)
         for column, i in zip(self.cardinalities, ids, strict=True):

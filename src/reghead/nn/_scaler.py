@@ -48,7 +48,7 @@ class ConditionalScaler(CategoryPart):
 
     Shape:
         - ``x``: ``(*, D)`` or, with ``output_dim=-2``, ``(*, D, Q)``
-        - ``categories``: column -> ids whose shape is a prefix of ``*``
+        - ``categories``: column -> ids, all of one shape that is a prefix of ``*``
         - output: the shape of ``x``
 
     Example:
@@ -89,7 +89,9 @@ class ConditionalScaler(CategoryPart):
             for column in rows:
                 self._new_table(kind, column, self.out_features, device, dtype)
             if self.cells:
-                cell = torch.empty(*rows.values(), self.out_features, device=device, dtype=dtype)
+                # By name, so that another order of the columns cannot load the table transposed.
+                shape = [rows[column] for column in sorted(rows)]
+                cell = torch.empty(*shape, self.out_features, device=device, dtype=dtype)
                 self.register_parameter(f"cell_{kind}", nn.Parameter(cell))
         self.reset_parameters()
 
@@ -143,7 +145,9 @@ class ConditionalScaler(CategoryPart):
 
     def _cell_table(self, kind: str) -> Tensor:
         """The table of the cells with zeros where a column is unknown. Shape ``(N_1, ..., N_k, D)``."""
-        table = F.pad(getattr(self, f"cell_{kind}"), [0, 0] + [1, 0] * len(self.cardinalities))
+        by_name = sorted(self.cardinalities)
+        axes = [by_name.index(column) for column in self.cardinalities]
+        table = F.pad(getattr(self, f"cell_{kind}"), [0, 0] + [1, 0] * len(by_name)).permute(*axes, -1)
         for position, column in enumerate(self.cardinalities):
             known = self._known(column)
             table = table * known.reshape([-1 if i == position else 1 for i in range(table.ndim)])

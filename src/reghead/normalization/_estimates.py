@@ -38,6 +38,12 @@ class Estimates:
 def estimate(statistics: GroupStatistics, layout: CellLayout, shrinkage: str, fallback: str) -> Estimates:
     """Location and scale of the cells in ``statistics``, whose first row is key 0: the rows in no cell."""
     total = statistics.total()
+    few = (total.count[0] > 0) & (total.count[0] <= 1) & (total.m2[0] > 0)
+    if few.any():
+        raise ValueError(
+            f"the weights of all rows sum to {float(total.count[0][few][0]):g}, and a variance needs more than 1; "
+            "they are frequencies, so multiply weights that sum to 1 by the number of rows"
+        )
     global_mean = torch.where(total.count[0] > 0, total.mean[0], torch.nan)
     global_m2 = _significant(total)[0]
     global_df = total.count[0] - 1

@@ -11,13 +11,16 @@ from torch import Tensor
 from reghead._checks import (
     check_cardinalities,
     check_choice,
+    check_columns,
     check_floating,
     check_last_dim,
     check_prefix,
     reads_values,
 )
+from reghead._reduction import trailing
 from reghead._typing import Categories
 from reghead.categories import GroupStatistics
+from reghead.config import NormalizerConfig
 from reghead.normalization._blocks import by_blocks
 from reghead.normalization._gather import gather_statistics
 from reghead.normalization._state import CellStatistics, refuse_empty_column
@@ -248,6 +251,10 @@ class CategoryNormalizer(CellStatistics):
             raise ValueError(f"target must have at least one column, got shape {tuple(target.shape)}")
         lead, columns = target.shape[:-1], target.shape[-1]
         values = target.detach().to(torch.float64)
+        if weight is not None:
+            check_prefix("weight", weight, "target", target.shape)
+            # A weight of 0 is no row, whatever the target there is.
+            values = torch.where(trailing(weight, target.ndim) == 0, torch.nan, values)
         # A finite sum has finite terms; NaN is let through, so look closer only then.
         if not values.sum().isfinite() and values.isinf().any():
             d = int(values.isinf().reshape(-1, columns).any(dim=0).nonzero()[0])
@@ -261,12 +268,27 @@ class CategoryNormalizer(CellStatistics):
         else:
             keys = torch.zeros(len(values), dtype=torch.int64, device=target.device)
         if weight is not None:
-            check_prefix("weight", weight, "target", target.shape)
             if weight.ndim < target.ndim:
                 weight = weight[(..., *(None,) * (len(lead) - weight.ndim))].expand(lead).reshape(-1)
             else:
                 weight = weight.reshape(-1, columns)
         return GroupStatistics.from_values(keys, values, weight)
+
+    @classmethod
+    def from_config(cls, config: NormalizerConfig, cardinalities: Mapping[str, int] | None = None) -> Self:
+        """Build the normalizer that ``config`` describes.
+
+        Args:
+            config: Its ``by`` names the columns.
+            cardinalities: Column -> number of ids; others than those of ``by`` are ignored.
+
+        Raises:
+            ValueError: If ``cardinalities`` lack a column of ``by``.
+        """
+        sizes = {} if cardinalities is None else dict(cardinalities)
+        by = check_columns("by", config.by, sizes)
+        options = {name: value for name, value in vars(config).items() if name != "by"}
+        return cls({column: sizes[column] for column in by}, **options)
 
     def _describe(self) -> dict[str, Any]:
         return {

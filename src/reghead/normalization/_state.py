@@ -226,12 +226,17 @@ class CellStatistics(SelfDescribing):
         if prefix + EXTRA_STATE in state_dict:
             self.set_extra_state(state_dict[prefix + EXTRA_STATE])  # refuse before anything is overwritten
         present = {name: state_dict[prefix + name] for name in _STATE if prefix + name in state_dict}
-        if len(present) == len(_STATE):
+        if 0 < len(present) < len(_STATE):
+            lacking = ", ".join(prefix + name for name in _STATE if name not in present)
+            raise ValueError(
+                f"the state_dict has only a part of the statistics, and nothing was loaded; it lacks {lacking}"
+            )
+        if present:
             self._check_shapes(present)
             for name, tensor in present.items():
                 setattr(self, name, getattr(self, name).new_empty(tensor.shape))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-        if len(present) == len(_STATE):
+        if present:
             self._refresh()
 
     def _check_shapes(self, state: Mapping[str, Tensor]) -> None:

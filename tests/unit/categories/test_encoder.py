@@ -198,3 +198,13 @@ def test_malformed_json_is_refused(text: str, message: str) -> None:
 def test_malformed_columns_are_refused(change: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         CategoryEncoder.from_dict({"type": "CategoryEncoder", "format": 1, "columns": [COLUMN | change]})
+
+
+def test_a_column_that_is_there_twice_or_is_a_mapping_is_refused() -> None:
+    """Read as an iterable, such a table would give its column names for labels."""
+    table = pd.DataFrame([["x", "y"], ["z", "w"]], columns=["a", "a"])
+    with pytest.raises(ValueError, match=r"must be one column, got a table of \['a', 'a'\]; is the name there twice"):
+        CategoryEncoder(["a"]).fit(table)
+    for column in ({"x": 1}, {"x", "y"}):
+        with pytest.raises(TypeError, match="must be a one-dimensional array or sequence of labels"):
+            CategoryEncoder(["a"]).fit({"a": column})

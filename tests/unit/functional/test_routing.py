@@ -217,3 +217,9 @@ def test_utilization_errors() -> None:
         expert_utilization(torch.ones(3, 2), torch.zeros(3, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"ids must have shape \(3,\), one per row of weights, got \(2,\)"):
         expert_utilization(torch.ones(3, 2), torch.zeros(2, dtype=torch.int64), 2)
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 1e-30, 1e-39])
+def test_towards_temperature_zero_the_weights_become_one_hot(temperature: float) -> None:
+    weights = routing_weights(torch.tensor([[1e9, 2e9], [2.0, 1.0]]), temperature=temperature)
+    assert torch.equal(weights, torch.tensor([[0.0, 1.0], [1.0, 0.0]]))

@@ -132,3 +132,27 @@ def test_observed_counts_are_kept(tmp_path: Path) -> None:
     loaded = RegressionHead.load(tmp_path / "head.safetensors")
     assert loaded.wide.counts_location.tolist() == [0, 2, 0, 1]
     assert decode_json(loaded.get_extra_state())["config"]["wide"] == ["location"]
+
+
+def test_refitting_the_callers_encoder_changes_no_head() -> None:
+    """A head that shared the encoder would read one category's row for another."""
+    encoder = CategoryEncoder(["site"]).fit({"site": ["x", "y"]})
+    head = RegressionHead(2, 1, encoder=encoder, scaler=["site"])
+    encoder.fit({"site": ["w", "x", "z"]})
+    assert head.encoder is not None
+    assert head.encoder.cardinalities == {"site": 3}
+    assert head.encoder.transform({"site": ["x"]})["site"].item() == 1
+    assert RegressionHead.from_state_dict(head.state_dict()).encoder.to_dict() == head.encoder.to_dict()
+
+
+def test_an_encoder_of_another_kind_is_refused() -> None:
+    with pytest.raises(TypeError, match="encoder must be a fitted CategoryEncoder, got list"):
+        RegressionHead(2, 1, encoder=["site"])
+
+
+def test_observing_is_all_or_nothing() -> None:
+    head = RegressionHead(2, 1, (3,), cardinalities={"site": 3, "season": 2}, film=["site"], scaler=["season"])
+    before = {name: buffer.clone() for name, buffer in head.named_buffers()}
+    with pytest.raises(ValueError, match="needs the column 'season'"):
+        head.observe({"site": torch.tensor([1, 1])})
+    assert all(torch.equal(buffer, before[name]) for name, buffer in head.named_buffers())

@@ -220,3 +220,9 @@ def test_layers_that_cannot_be_built(build: object, message: str) -> None:
 def test_inputs_that_do_not_fit(call: object, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call()  # type: ignore[operator]
+
+
+def test_categories_for_a_layer_of_dense_context_are_refused() -> None:
+    layer = FiLMLayer(2, 3, context_features=4)
+    with pytest.raises(ValueError, match="categories must not be given: this layer was built with context_features"):
+        layer(torch.ones(1, 2), {"site": torch.tensor([1])}, context=torch.ones(1, 4))

@@ -360,3 +360,19 @@ def test_inputs_that_do_not_fit(
 def test_repr_names_sizes_and_the_gate() -> None:
     text = repr(MixtureOfExperts(5, 2, 3, (4,), route_features=True, gate="top_k"))
     assert "in_features=5, out_features=2, num_experts=3, hidden_dims=(4,), gate='top_k', top_k=2" in text
+
+
+def test_contexts_that_nothing_reads_are_refused() -> None:
+    x, context = torch.ones(2, 3), torch.ones(2, 4)
+    moe = MixtureOfExperts(3, 1, 2, route_features=True)
+    with pytest.raises(ValueError, match="context must not be given: this layer was built without context_features"):
+        moe(x, context=context)
+    with pytest.raises(ValueError, match="film_context must not be given: this layer was built without film_features"):
+        moe(x, film_context=context)
+    with pytest.raises(ValueError, match="film_features needs hidden_dims"):
+        MixtureOfExperts(3, 1, 2, route_features=True, film_features=4)
+
+
+def test_shapes_propagate_on_the_meta_device() -> None:
+    moe = MixtureOfExperts(3, 1, 2, route_features=True, device="meta")
+    assert moe(torch.ones(5, 3, device="meta")).shape == (5, 1)

@@ -161,3 +161,20 @@ def test_inputs_that_do_not_fit() -> None:
         MLP(4, 2)(torch.ones(3, 5))
     with pytest.raises(ValueError, match="context must be given: this layer was built with context_features"):
         MLP(4, 2, (3,), context_features=2)(torch.ones(3, 4))
+
+
+def test_a_context_that_nothing_reads_is_refused() -> None:
+    with pytest.raises(ValueError, match="context must not be given: this network was built without context_features"):
+        MLP(2, 1, (3,))(torch.ones(1, 2), context=torch.ones(1, 7))
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        ([[1.0, 2.0]], "x must be a torch.Tensor, got list"),
+        (torch.ones(1, 2).long(), "x must be of a floating-point dtype, got torch.int64"),
+    ],
+)
+def test_what_is_no_float_tensor_is_refused(x: object, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        MLP(2, 1)(x)

@@ -312,3 +312,15 @@ def test_repr_names_what_is_not_the_default() -> None:
     assert "scale=False, cells=True, positive=True" in repr(
         ConditionalScaler(FEW, 1, scale=False, cells=True, positive=True)
     )
+
+
+def test_another_order_of_columns_reads_the_same_cells() -> None:
+    first = ConditionalScaler({"b": 3, "a": 3}, 1, scale=False, cells=True)
+    with torch.no_grad():
+        first.cell_bias.copy_(torch.arange(4.0).reshape(2, 2, 1))
+    second = ConditionalScaler({"a": 3, "b": 3}, 1, scale=False, cells=True)
+    second.load_state_dict(first.state_dict())
+    categories = {"a": torch.tensor([1, 2, 0]), "b": torch.tensor([2, 1, 1])}
+    expected = torch.tensor([[1.0], [2.0], [0.0]])  # the axes of the table go by name: a, then b
+    for scaler in (first, second):
+        assert torch.equal(scaler(torch.zeros(3, 1), categories), expected)

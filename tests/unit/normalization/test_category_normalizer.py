@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from reghead.categories import CategoryEncoder
+from reghead.config import NormalizerConfig
 from reghead.normalization import CategoryNormalizer
 
 F64 = torch.float64
@@ -216,3 +218,29 @@ def test_a_column_without_a_value_so_far_normalizes_to_nan_until_it_has_one() ->
     assert normalizer(y.nan_to_num(), at(1, 1)).isnan().tolist() == [[False, True]] * 2
     normalizer.partial_fit(torch.tensor([[2.0, 5.0], [2.0, 7.0]]), at(1, 1))
     assert_close(normalizer.statistics().location[1], torch.tensor([2.0, 6.0], dtype=F64))
+
+
+@pytest.mark.parametrize(("transform", "ignored"), [("log", -5.0), ("identity", torch.inf), ("identity", 1e9)])
+def test_a_weight_of_zero_is_no_row_whatever_its_target(transform: Any, ignored: float) -> None:
+    target, weight = torch.tensor([[1.0], [2.0], [ignored]]), torch.tensor([1.0, 1.0, 0.0])
+    fitted = CategoryNormalizer(transform=transform).fit(target, weight=weight)
+    without = CategoryNormalizer(transform=transform).fit(target[:2])
+    assert torch.equal(fitted(target[:2]), without(target[:2]))
+
+
+def test_weights_that_sum_to_one_are_refused() -> None:
+    """Frequencies of less than one row have no degrees of freedom; a scale of 1 would be a silent wrong answer."""
+    with pytest.raises(ValueError, match=r"weights of all rows sum to 1, .* multiply weights that sum to 1"):
+        CategoryNormalizer().fit(torch.tensor([[1.0], [3.0]]), weight=torch.tensor([0.5, 0.5]))
+
+
+def test_from_config_takes_the_columns_it_names() -> None:
+    config = NormalizerConfig(by=["location"], shrinkage="empirical_bayes", transform="log")
+    normalizer = CategoryNormalizer.from_config(config, {"season": 3, "location": 5})
+    assert (
+        normalizer.extra_repr()
+        == CategoryNormalizer({"location": 5}, shrinkage="empirical_bayes", transform="log").extra_repr()
+    )
+    assert CategoryNormalizer.from_config(NormalizerConfig()).cardinalities == {}
+    with pytest.raises(ValueError, match="by names the column 'location', which is not among"):
+        CategoryNormalizer.from_config(config, {"season": 3})
