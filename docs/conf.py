@@ -60,6 +60,7 @@ intersphinx_mapping = {
     "python": ("https://docs.python.org/3/", str(INVENTORIES / "python.inv")),
     "torch": ("https://docs.pytorch.org/docs/stable/", str(INVENTORIES / "torch.inv")),
     "numpy": ("https://numpy.org/doc/stable/", str(INVENTORIES / "numpy.inv")),
+    "matplotlib": ("https://matplotlib.org/stable/", str(INVENTORIES / "matplotlib.inv")),
 }
 
 

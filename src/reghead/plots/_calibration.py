@@ -1,0 +1,189 @@
+"""How often targets are inside intervals and below quantiles, beside what chance allows."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from reghead._checks import check_number, check_quantiles, check_shape
+from reghead._typing import Quantiles
+from reghead.metrics import CategoryReport, category_report, quantile_coverage
+from reghead.plots._axes import BAND, COLORS, Data, add_legend, as_tensor, height_of, make_axes, one_output, set_rows
+from reghead.plots._categories import choose, with_count
+
+if TYPE_CHECKING:
+    import matplotlib.axes
+
+TAIL = 0.025
+
+
+def binomial_band(count: int, probability: float) -> tuple[float, float]:
+    """Between which shares of ``count`` independent events lies with 95 %: exact, from the binomial distribution."""
+    sd = (count * probability * (1.0 - probability)) ** 0.5
+    # What is 12 standard deviations away, or further, cannot be told from nothing, and counts may be in the millions.
+    first = max(0, int(count * probability - 12.0 * sd) - 12)
+    last = min(count, int(count * probability + 12.0 * sd) + 12)
+    events = torch.arange(first, last + 1, dtype=torch.float64)
+    others = count - events
+    ways = math.lgamma(count + 1.0) - torch.lgamma(events + 1.0) - torch.lgamma(others + 1.0)
+    below = (ways + events * math.log(probability) + others * math.log1p(-probability)).exp().cumsum(0)
+    # The sum ends at 1 but for rounding, and 1 - 0.025 is far from that rounding.
+    ends = torch.searchsorted(below, torch.tensor([TAIL, 1.0 - TAIL], dtype=torch.float64))
+    low, high = (events[ends] / count).tolist()
+    return low, high
+
+
+def plot_coverage(
+    data: CategoryReport | Sequence[Mapping[str, Any]] | tuple[Data, Data, Data, Tensor | Sequence[object]],
+    confidence_level: float | None = None,
+    *,
+    max_categories: int = 30,
+    ax: "matplotlib.axes.Axes | None" = None,
+) -> "matplotlib.axes.Axes":
+    """Share of targets inside their interval by category, beside what chance alone allows.
+
+    The grey bar of a category with n targets holds 95 % of the shares that n independent targets have when each is
+    covered with the nominal probability (exact binomial); a share outside it is a diamond of another colour. Of 30
+    categories one is expected to be outside by chance.
+
+    Categories are sorted by count. Beyond ``max_categories`` rows the smallest are pooled into "12 others";
+    those without targets are not drawn.
+
+    Args:
+        data: What :func:`~reghead.metrics.category_report` returns, rows of its ``categories`` with one output, or a
+            tuple ``(lower, upper, target, labels)`` of one output, each of shape ``(B,)`` or ``(B, 1)``.
+        confidence_level: What the intervals should cover; taken from the report where left out.
+        max_categories: How many rows are drawn at most.
+        ax: Where to draw; a new figure by default.
+
+    Raises:
+        ValueError: If there is nothing to draw, several outputs, a NaN coverage, or no confidence level.
+
+    Example:
+        >>> from matplotlib.figure import Figure
+        >>> lower, upper, target = torch.zeros(4), torch.ones(4), torch.tensor([0.5, 0.5, 2.0, 0.5])
+        >>> ax = plot_coverage((lower, upper, target, ["a", "a", "a", "b"]), 0.5, ax=Figure().subplots())
+        >>> [text.get_text() for text in ax.get_yticklabels()]
+        ['a (3)', 'b (1)']
+    """
+    rows, level = _coverage_rows(data, confidence_level)
+    counts = [row["count"] for row in rows]
+    shown = choose(counts, max_categories)
+    names = [with_count(_name(rows[i]), counts[i]) for i in shown.kept]
+    shares = [(rows[i]["coverage"], counts[i]) for i in shown.kept]
+    if shown.pooled:
+        total = sum(counts[i] for i in shown.pooled)
+        names.append(with_count(f"{len(shown.pooled)} others", total))
+        shares.append((sum(rows[i]["coverage"] * counts[i] for i in shown.pooled) / total, total))
+
+    ax = make_axes(ax, 6.4, height_of(len(shares)))
+    bands = [binomial_band(n, level) for _, n in shares]
+    height = range(len(shares))
+    widths, left = [high - low for low, high in bands], [low for low, _ in bands]
+    band = ax.barh(height, widths, left=left, height=0.8, color=BAND, zorder=1)
+    line = ax.axvline(level, color="black", linewidth=0.8, zorder=2)
+    # A share and an end of its band are the same count over n; the margin is for their different roundings.
+    inside = [low - 1e-9 <= share <= high + 1e-9 for (share, _), (low, high) in zip(shares, bands, strict=True)]
+    handles, texts = [line, band], [f"nominal ({level:g})", "95 % by chance"]
+    for is_inside, color, marker, text in ((True, COLORS[0], "o", "within"), (False, COLORS[1], "D", "outside")):
+        chosen = [i for i in height if inside[i] is is_inside]
+        if chosen:
+            x = [shares[i][0] for i in chosen]
+            handles.append(ax.scatter(x, chosen, s=24, color=color, marker=marker, zorder=3, label=text))
+            texts.append(text)
+    set_rows(ax, names)
+    ends = [end for pair in bands for end in pair] + [share for share, _ in shares]
+    ax.set_xlim(min(ends) - 0.03, max(ends) + 0.03)
+    ax.set_xlabel("share of targets inside their interval")
+    add_legend(ax, handles, texts, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+    return ax
+
+
+def plot_calibration(
+    preds: Data,
+    target: Data,
+    quantiles: Quantiles,
+    *,
+    ax: "matplotlib.axes.Axes | None" = None,
+) -> "matplotlib.axes.Axes":
+    """Share of targets at or below each predicted quantile, against the level it should be.
+
+    The grey bar at a level holds 95 % of the shares that as many independent targets have when the predictions are
+    calibrated (exact binomial). Points below the line at all levels mean predictions too low; below at low levels and
+    above at high ones, intervals too wide. Rows with a NaN target are left out.
+
+    Args:
+        preds: Predicted quantiles, in the units of ``target``, whose shape is followed by Q.
+        target: Observed values of one output. Shape ``(B,)`` or ``(B, 1)``.
+        quantiles: The Q levels, strictly increasing.
+        ax: Where to draw; a new figure by default.
+
+    Raises:
+        ValueError: If shapes do not fit, no target is known, or a prediction of a known target is NaN.
+
+    Example:
+        >>> from matplotlib.figure import Figure
+        >>> preds, target = torch.tensor([[1.0, 3.0]]).expand(4, 2), torch.tensor([0.0, 2.0, 3.0, 4.0])
+        >>> ax = plot_calibration(preds, target, [0.25, 0.75], ax=Figure().subplots())
+        >>> ax.collections[-1].get_offsets().tolist()
+        [[0.25, 0.25], [0.75, 0.75]]
+    """
+    levels = check_quantiles("quantiles", quantiles)
+    q, y = as_tensor(preds), as_tensor(target)
+    check_shape("preds", q, (*y.shape, len(levels)), "(*target.shape, Q)")
+    y = one_output("target", y)
+    known = ~y.isnan()
+    count = int(known.sum())
+    if not count:
+        raise ValueError("target must have at least one known value to compare with, got none")
+    observed = quantile_coverage(q.reshape(len(y), len(levels))[known], y[known], levels)
+    if observed.isnan().any():
+        raise ValueError("preds must not be NaN where target is known")
+
+    ax = make_axes(ax, 5.2, 5.2)
+    low, high = zip(*(binomial_band(count, level) for level in levels), strict=True)
+    band = ax.vlines(levels, low, high, color=BAND, linewidth=8.0 if len(levels) <= 20 else 3.0, zorder=1)
+    line = ax.axline((0.0, 0.0), slope=1.0, color="black", linewidth=0.8, zorder=2)
+    points = ax.scatter(levels, observed.tolist(), s=28, color=COLORS[0], zorder=3)
+    ax.set(xlim=(0.0, 1.0), ylim=(0.0, 1.0), aspect="equal")
+    ax.set(xlabel="level", ylabel="share of targets at or below the quantile")
+    add_legend(ax, [points, band, line], [f"observed ({count:,})", "95 % by chance", "calibrated"], loc="upper left")
+    return ax
+
+
+def _coverage_rows(data: Any, confidence_level: float | None) -> tuple[list[Mapping[str, Any]], float]:
+    """Rows of a report that have targets, of one output, and the level they should cover."""
+    if confidence_level is not None:
+        check_number("confidence_level", confidence_level, above=0.0, below=1.0)
+    if isinstance(data, CategoryReport):
+        data = data.categories
+    elif isinstance(data, tuple) and len(data) == 4 and not isinstance(data[0], Mapping):
+        if confidence_level is None:
+            raise ValueError("confidence_level must be given with intervals, such as 0.8 for quantiles 0.1 and 0.9")
+        lower, upper, y = (one_output(n, d) for n, d in zip(("lower", "upper", "target"), data[:3], strict=True))
+        tail = (1.0 - confidence_level) / 2.0
+        ends = torch.stack([lower, upper], dim=-1)
+        labels = {"category": data[3]}
+        data = category_report(ends, y, labels, quantiles=(tail, 1.0 - tail), nan_policy="omit").categories
+    rows = [row for row in data if row["count"]]
+    if not rows:
+        raise ValueError("data must have at least one category with a target, got none")
+    if len({row["output"] for row in rows}) > 1:
+        raise ValueError("data must be of one output; choose the rows of report.categories by row['output']")
+    if "coverage" not in rows[0]:
+        raise ValueError("data must have a coverage; give category_report two quantiles or more")
+    for row in rows:
+        if row["coverage"] != row["coverage"]:
+            raise ValueError(f"the coverage of {_name(row)!r} is NaN: a prediction, or a target not left out, is NaN")
+    level = rows[0]["confidence_level"]
+    if confidence_level is not None and abs(level - confidence_level) > 1e-9:
+        raise ValueError(f"confidence_level is {confidence_level}, while the report is about {level}; leave it out")
+    return rows, level
+
+
+def _name(row: Mapping[str, Any]) -> str:
+    """The category, or the combination of categories, of a row: what stands in it before the output."""
+    labels = list(row.values())[: list(row).index("output")]
+    return ", ".join("missing" if label is None else str(label) for label in labels)
