@@ -86,14 +86,6 @@ def make_output_activation(config: HeadConfig) -> OutputActivation | None:
     return None if config.output_activation is None else OutputActivation(config.output_activation)
 
 
-def start_linear(weight: nn.Parameter, bias: nn.Parameter | None = None) -> None:
-    """Start as :class:`torch.nn.Linear` starts its weight and bias."""
-    bound = weight.shape[1] ** -0.5
-    for parameter in (weight, bias):
-        if parameter is not None:
-            nn.init.uniform_(parameter, -bound, bound)
-
-
 @torch.no_grad()
 def zero_outputs(outputs: Sequence[int], trunk: MLP | MixtureOfExperts | None, *tensors: Tensor | None) -> None:
     """Zero what leads to the raw ``outputs``: in the trunk, and the rows of ``tensors``."""

@@ -25,10 +25,10 @@ from reghead.heads._parts import (
     make_trunk,
     parameter_groups,
     routing_columns,
-    start_linear,
     zero_outputs,
 )
 from reghead.nn import MLP, CategoryContext, LearnableScale, QuantileOutput, RoutingAux
+from reghead.nn._start import start_linear
 
 
 class RegressionHead(SelfDescribing):
@@ -200,9 +200,9 @@ class RegressionHead(SelfDescribing):
     def _start(self) -> None:
         """Initialise the parameters that are not in a part, which starts by itself."""
         if self.fusion_weight is not None:
-            start_linear(self.fusion_weight)
+            start_linear(self.fusion_weight.shape[1], self.fusion_weight)
         if self.weight is not None:
-            start_linear(self.weight, self.bias)
+            start_linear(self.weight.shape[1], self.weight, self.bias)
         if self.quantile_output is not None and self.quantile_output.non_crossing:
             # Raw gaps of zero: training starts from one normal spread everywhere.
             levels, anchor = len(self.quantile_output.quantiles), self.quantile_output.anchor

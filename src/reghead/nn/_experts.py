@@ -1,6 +1,6 @@
 """Two ways to compute a mixture of experts over one layout of stacked parameters."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeAlias
 
 import torch
@@ -20,9 +20,7 @@ def dense_mixture(
 ) -> Tensor:
     """Every expert on every row. Shapes: x (N, F), weights (E, in, out), biases (E, out), routing (N, E) -> (N, D)."""
     if reads_values(x) and x.shape[0] >= LOOP_ROWS:  # in this order: an export must not see a bound on the rows
-        # unbind, and not weights[e]: the backward of each slice would allocate a full-size gradient.
-        split = [zip(w.unbind(), b.unbind(), strict=True) for w, b in zip(weights, biases, strict=True)]
-        out = torch.stack([_expert(x, layers, hidden, None) for layers in zip(*split, strict=True)])
+        out = torch.stack([_expert(x, layers, hidden, None) for layers in _layers_of(weights, biases)])
         return torch.einsum("end,ne->nd", out, routing.to(out.dtype))
     h = x.expand(weights[0].shape[0], *x.shape)
     for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
@@ -38,9 +36,8 @@ def sparse_mixture(
     """The experts with a weight alone, where rows can be dealt out to them: eager mode on a CPU. Else all of them."""
     if not reads_values(x) or x.shape[0] < LOOP_ROWS:
         return dense_mixture(x, weights, biases, routing, hidden)
-    split = [zip(w.unbind(), b.unbind(), strict=True) for w, b in zip(weights, biases, strict=True)]
     index, results = [], []
-    for expert, layers in enumerate(zip(*split, strict=True)):
+    for expert, layers in enumerate(_layers_of(weights, biases)):
         share = routing[:, expert]
         rows = share.nonzero().squeeze(-1)
         result = _expert(x.index_select(0, rows), layers, hidden, rows)
@@ -48,6 +45,12 @@ def sparse_mixture(
         results.append(result * share.index_select(0, rows).unsqueeze(-1).to(result.dtype))
     stacked = torch.cat(results)
     return stacked.new_zeros(x.shape[0], stacked.shape[-1]).index_add(0, torch.cat(index), stacked)
+
+
+def _layers_of(weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Iterable[tuple[tuple[Tensor, Tensor], ...]]:
+    """Weight and bias of every layer, expert by expert."""
+    # unbind, and not weights[e]: the backward of each slice would allocate a full-size gradient.
+    return zip(*(zip(w.unbind(), b.unbind(), strict=True) for w, b in zip(weights, biases, strict=True)), strict=True)
 
 
 def _expert(x: Tensor, layers: Sequence[tuple[Tensor, Tensor]], hidden: Hidden, rows: Tensor | None) -> Tensor:

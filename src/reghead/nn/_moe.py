@@ -19,6 +19,7 @@ from reghead.nn._embedding import CategoryContext, CategoryEmbedding
 from reghead.nn._experts import dense_mixture, sparse_mixture
 from reghead.nn._film import FiLM
 from reghead.nn._mlp import require_hidden_dims
+from reghead.nn._start import start_linear
 
 
 class RoutingAux(NamedTuple):
@@ -163,13 +164,11 @@ class MixtureOfExperts(nn.Module):
     def _start(self) -> None:
         """Initialise the parameters that are not in a part, which starts by itself."""
         for weight, bias in zip(self.weights, self.biases, strict=True):
-            bound = weight.shape[1] ** -0.5
-            nn.init.uniform_(weight, -bound, bound)
-            nn.init.uniform_(bias, -bound, bound)
+            start_linear(weight.shape[1], weight, bias)
         nn.init.zeros_(self.router_bias)
         for router in (self.router_context, self.router_features):
             if router is not None:
-                nn.init.uniform_(router, -(router.shape[1] ** -0.5), router.shape[1] ** -0.5)
+                start_linear(router.shape[1], router)
 
     @overload
     def forward(
