@@ -13,7 +13,19 @@ from reghead.categories import Vocabulary
 from reghead.functional import nearest_level
 from reghead.metrics._point import explained_share
 
-METRICS = ("count", "rmse", "mae", "bias", "r2", "confidence_level", "coverage", "width", "interval_score", "crossing")
+METRICS = (
+    "count",
+    "rmse",
+    "mae",
+    "bias",
+    "r2",
+    "pinball",
+    "confidence_level",
+    "coverage",
+    "width",
+    "interval_score",
+    "crossing",
+)
 
 
 class CategoryReport(NamedTuple):
@@ -50,6 +62,8 @@ def category_report(
     * ``output``, and ``count``, the number of targets that count;
     * ``rmse``, ``mae``, ``bias`` (mean of prediction minus target) and ``r2``, of the prediction, or of the quantile
       nearest the median;
+    * with quantiles, ``pinball``, the mean over the levels of the pinball loss
+      (:func:`~reghead.functional.pinball_loss`);
     * with two or more quantiles, of the interval between the outermost: ``confidence_level`` (what it should cover),
       ``coverage``, ``width`` and ``interval_score`` (width plus a penalty for each target outside, in proportion to
       how far: Gneiting and Raftery, "Strictly Proper Scoring Rules, Prediction, and Estimation", 2007, eq. 43, with
@@ -129,7 +143,12 @@ def _moments(q: Tensor, y: Tensor, levels: tuple[float, ...] | None) -> dict[str
     """What is averaged, cell by cell. Each of shape ``(N, D)``."""
     error = q[..., 0 if levels is None else nearest_level(levels)] - y
     moments = {"rmse": error.square(), "mae": error.abs(), "bias": error}
-    if levels is None or len(levels) < 2:
+    if levels is None:
+        return moments
+    tau, above = torch.tensor(levels, dtype=q.dtype), y.unsqueeze(-1) - q
+    # The larger of the two lines, and not a sum with |error|, which makes NaN of an infinite quantile.
+    moments["pinball"] = torch.maximum(tau * above, (tau - 1.0) * above).mean(-1)
+    if len(levels) < 2:
         return moments
     lower, upper = q[..., 0], q[..., -1]
     unknown = lower.isnan() | upper.isnan() | y.isnan()

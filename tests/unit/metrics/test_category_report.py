@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from sklearn.metrics import mean_pinball_loss
 from torch import Tensor
 
 from reghead.functional import interval_score_loss
@@ -37,6 +38,11 @@ def expected(preds: Tensor, target: Tensor, weight: Tensor | None = None) -> dic
         "interval_score": interval_score_loss(ends, target, 0.9, weight=weight),
         "crossing": crossing_rate(preds, "rows", weight=weight),
     }
+    excess = target.unsqueeze(-1) - preds
+    slope = torch.tensor(LEVELS, dtype=torch.float64) - (excess < 0).double()
+    rows = (excess * slope).mean(-1)
+    share = torch.ones_like(rows) if weight is None else weight
+    result["pinball"] = (rows * share).sum() / share.sum()
     return {name: value.item() for name, value in result.items()} | {"confidence_level": 0.9, "count": len(target)}
 
 
@@ -64,7 +70,29 @@ def test_point_predictions_have_no_interval() -> None:
     points = category_report(preds[..., 1], target, {"location": ids})
     one_level = category_report(preds[..., 1:2], target, {"location": ids}, quantiles=[0.5])
     assert list(points.overall[0]) == ["output", "count", "rmse", "mae", "bias", "r2"]
-    assert points == one_level
+    pinball = one_level.overall[0].pop("pinball")
+    assert one_level.overall[0] == points.overall[0]
+    assert pinball == pytest.approx(points.overall[0]["mae"] / 2)
+
+
+@pytest.mark.parametrize("levels", [(0.9,), LEVELS])
+def test_the_pinball_loss_is_that_of_scikit_learn_averaged_over_levels(levels: tuple[float, ...]) -> None:
+    preds, target, ids = draw()
+    weight = torch.linspace(0.0, 2.0, 60, dtype=torch.float64)
+    preds = preds[..., -len(levels) :]
+    report = category_report(preds, target, {"location": ids}, quantiles=levels, weight=weight)
+    assert list(report.overall[0])[5:7] == ["r2", "pinball"]
+    for row in report.categories:
+        mine, d = (ids == row["location"]).numpy(), row["output"]
+        y, q, w = target.numpy()[mine, d], preds.numpy()[mine, d], weight.numpy()[mine]
+        own = [mean_pinball_loss(y, q[:, k], alpha=tau, sample_weight=w) for k, tau in enumerate(levels)]
+        assert row["pinball"] == pytest.approx(np.mean(own), rel=1e-12)
+
+
+def test_the_pinball_loss_by_hand() -> None:
+    """Below by 2 at level 0.25, above by 1 at level 0.75: (0.25 * 2 + 0.25 * 1) / 2."""
+    row = category_report(torch.tensor([[1.0, 4.0]]), torch.tensor([3.0]), {"x": ["a"]}, quantiles=[0.25, 0.75])
+    assert row.overall[0]["pinball"] == 0.375
 
 
 def test_every_combination_that_occurs_is_a_row_in_the_order_of_its_labels() -> None:
@@ -129,6 +157,7 @@ def test_infinite_intervals_cover() -> None:
     preds = torch.tensor([[[-torch.inf, 0.0, torch.inf]]])
     row = category_report(preds, torch.zeros(1, 1), {"x": ["a"]}, quantiles=LEVELS).overall[0]
     assert (row["coverage"], row["width"], row["interval_score"]) == (1.0, torch.inf, torch.inf)
+    assert row["pinball"] == torch.inf
 
 
 def test_crossing_is_reported_and_the_width_keeps_its_sign() -> None:
