@@ -113,15 +113,17 @@ class SelfDescribing(nn.Module, ABC):
         The description goes to the same name with ``.json`` added. Each file is replaced in one step, so a crash
         leaves the old one or the new one. Needs the extra ``safetensors``.
         """
-        save_file = import_optional("safetensors.torch", extra="safetensors").save_file
+        # Bytes first, and not safetensors' own writing, whose errors name neither the file nor the disk.
+        content = import_optional("safetensors.torch", extra="safetensors").save(
+            {key: value.detach().contiguous() for key, value in self.state_dict().items()}
+        )
         path = Path(path)
-        tensors = {key: value.detach().contiguous() for key, value in self.state_dict().items()}
         text = json.dumps(decode_json(self.get_extra_state()), indent=2) + "\n"
         readable = path.with_name(path.name + ".json")
         partial = {file: file.with_name(file.name + ".partial") for file in (path, readable)}
         try:
-            save_file(tensors, partial[path])
-            partial[readable].write_text(text)
+            partial[path].write_bytes(content)
+            partial[readable].write_text(text, encoding="utf-8")
             for file, written in partial.items():
                 os.replace(written, file)
         finally:
@@ -130,9 +132,18 @@ class SelfDescribing(nn.Module, ABC):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Build the module that :meth:`save` wrote to ``path``. Needs the extra ``safetensors``."""
-        load_file = import_optional("safetensors.torch", extra="safetensors").load_file
-        return cls.from_state_dict(load_file(path))
+        """Build the module that :meth:`save` wrote to ``path``. Needs the extra ``safetensors``.
+
+        Raises:
+            ValueError: If the file is not a whole safetensors file, or describes another class.
+        """
+        load = import_optional("safetensors.torch", extra="safetensors").load
+        content = Path(path).read_bytes()
+        try:
+            state_dict = load(content)
+        except Exception as error:  # safetensors raises a class of its own, which is no ValueError
+            raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
+        return cls.from_state_dict(state_dict)
 
 
 def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any], keys: list[str]) -> str:

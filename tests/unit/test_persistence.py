@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import safetensors.torch
 import torch
 
 from reghead._persistence import decode_json, encode_json
@@ -76,17 +75,22 @@ def test_a_failing_write_leaves_the_old_files(tmp_path: Path, monkeypatch: pytes
     old.save(tmp_path / "head.safetensors")
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
 
-    def fail(*arguments: Any, **options: Any) -> None:
-        target = arguments[1] if broken == "tensors" else arguments[0]
-        Path(target).write_bytes(b"half a fi")
+    def fail(path: Path, *_: Any, **__: Any) -> None:
+        with path.open("wb") as file:
+            file.write(b"half a fi")
         raise OSError("no space left on device")
 
-    if broken == "tensors":
-        monkeypatch.setattr(safetensors.torch, "save_file", fail)
-    else:
-        monkeypatch.setattr(Path, "write_text", fail)
+    monkeypatch.setattr(Path, "write_bytes" if broken == "tensors" else "write_text", fail)
     with pytest.raises(OSError, match="no space left"):
         RegressionHead(2, 1, bounds=(0.0, 1.0)).save(tmp_path / "head.safetensors")
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
     loaded = RegressionHead.load(os.fspath(tmp_path / "head.safetensors"))
     assert torch.equal(loaded.weight, old.weight)
+
+
+def test_a_file_that_is_cut_short_is_told_as_such(tmp_path: Path) -> None:
+    path = tmp_path / "head.safetensors"
+    RegressionHead(2, 1).save(path)
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(ValueError, match=r"head\.safetensors is not a whole safetensors file"):
+        RegressionHead.load(path)
