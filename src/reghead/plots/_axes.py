@@ -60,8 +60,8 @@ def label_with_units(text: str, units: str | None) -> str:
 
 
 def drawable(name: object) -> str:
-    """``name`` cut in its middle where it is long, so that its number survives, and with dollars that stay dollars."""
-    text = str(name)
+    """``name`` on one line, cut in its middle where it is long, so that its number survives, dollars as dollars."""
+    text = " ".join(str(name).split())
     if len(text) > WIDEST_NAME:
         text = f"{text[: WIDEST_NAME - 11]}…{text[-10:]}"
     return text.replace("$", r"\$")

@@ -148,6 +148,7 @@ def plot_effects(
         ax.axvline(neutral, color="black", linewidth=0.8, zorder=2)
         ax.scatter(kept[:, 0].tolist(), height, s=24, color=COLORS[0], zorder=3)
         set_rows(ax, texts)
+        ax.locator_params(axis="x", nbins=6)  # a factor near 1 has long numbers
         ax.set_xlabel(text)
         return ax
     ax = make_axes(ax, min(10.0, 3.4 + 0.4 * kept.shape[1]), height_of(len(kept)))
