@@ -184,6 +184,18 @@ LAYERS = [
         activation="tanh",
         sizes=(f"context_features={C}",),
     ),
+    layer(
+        "MLP-ensemble",
+        rnn.MLP,
+        (F, D, (4, 3)),
+        with_context,
+        to(3, D),
+        ensemble=3,
+        residual=True,
+        norm="layer",
+        context_features=C,
+        sizes=("members=3",),
+    ),
     layer("CategoryEmbedding", rnn.CategoryEmbedding, (SIZES, 2), only_ids, to(4), sizes=("'location': 4", "_dim=2")),
     layer("ConditionalScaler", rnn.ConditionalScaler, (SIZES, D), outputs_with_ids, to(D), sizes=("'season': 3", "=2")),
     layer(
@@ -225,6 +237,18 @@ LAYERS = [
             skip=HARD if gate == "hard" else {},
         )
         for gate in ("soft", "top_k", "hard")
+    ),
+    layer(
+        "MixtureOfExperts-parameters",
+        rnn.MixtureOfExperts,
+        (F, D, 3, (4, 3)),
+        with_ids,
+        to(D),
+        cardinalities=SIZES,
+        embedding_dim=2,
+        mix="parameters",
+        norm="layer",
+        sizes=("mix='parameters'",),
     ),
     *(
         layer(f"OutputActivation-{name}", rnn.OutputActivation, (name,), outputs, to(D), factory=False, sizes=(name,))
@@ -275,6 +299,15 @@ HEADS = [
     head("learnable-scale", output_activation="exp", learnable_scale=True),
     head("quantile", quantiles=LEVELS, hidden_dims=(4,)),
     head("quantile-free", quantiles=LEVELS, non_crossing=False),
+    head(
+        "ensemble",
+        with_ids,
+        **{**EVERYTHING, "moe": None, "output_activation": None},
+        ensemble=3,
+        bounds=(-1.0, 4.0),
+        partial_pooling=1.0,
+    ),
+    head("moe-parameters", with_ids, moe={**MIXTURE, "mix": "parameters"}, hidden_dims=(4,), film=["season"]),
     head("moe-soft", with_ids, moe=MIXTURE, hidden_dims=(4,), embedding_dim=2),
     head("moe-top-k", with_ids, moe={**MIXTURE, "gate": "top_k"}, hidden_dims=(4,), embedding_dim=2),
     head("moe-hard", with_ids, moe={**MIXTURE, "gate": "hard"}, hidden_dims=(4,), embedding_dim=2, skip=HARD),

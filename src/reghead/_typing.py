@@ -13,3 +13,5 @@ Categories: TypeAlias = Mapping[str, Tensor]
 """Column name -> integer ids; id 0 is "unknown or missing" in every column."""
 Gate: TypeAlias = Literal["soft", "top_k", "hard"]
 """How a router turns logits into weights of experts."""
+Mix: TypeAlias = Literal["outputs", "parameters"]
+"""What a mixture of experts mixes."""

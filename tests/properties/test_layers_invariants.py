@@ -7,7 +7,15 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from reghead.functional import film, pinball_loss, sort_quantiles
-from reghead.nn import CategoryEmbedding, ConditionalScaler, FiLM, MixtureOfExperts, OutputActivation, QuantileOutput
+from reghead.nn import (
+    MLP,
+    CategoryEmbedding,
+    ConditionalScaler,
+    FiLM,
+    MixtureOfExperts,
+    OutputActivation,
+    QuantileOutput,
+)
 
 SEEDS = st.integers(0, 2**32 - 1)
 SIZES = st.integers(1, 6)
@@ -72,10 +80,14 @@ def test_scaling_is_affine_in_its_input(seed: int) -> None:
 
 
 @settings(max_examples=40)
-@given(seed=SEEDS, experts=st.integers(1, 5), gate=st.sampled_from(["soft", "top_k", "hard"]))
-def test_experts_that_agree_make_a_mixture_that_agrees(seed: int, experts: int, gate: str) -> None:
+@given(
+    seed=SEEDS,
+    experts=st.integers(1, 5),
+    how=st.sampled_from([{"gate": "soft"}, {"gate": "top_k"}, {"gate": "hard"}, {"mix": "parameters"}]),
+)
+def test_experts_that_agree_make_a_mixture_that_agrees(seed: int, experts: int, how: dict[str, str]) -> None:
     moe = MixtureOfExperts(  # type: ignore[call-overload]
-        3, 2, experts, (4,), route_features=True, gate=gate, top_k=min(2, experts), dtype=torch.float64
+        3, 2, experts, (4,), route_features=True, top_k=min(2, experts), dtype=torch.float64, **how
     )
     fill(moe, seed)
     for parameter in (*moe.weights, *moe.biases):
@@ -83,6 +95,31 @@ def test_experts_that_agree_make_a_mixture_that_agrees(seed: int, experts: int, 
     x = draw(seed, 6, 3)
     alone = (x @ moe.weights[0][0] + moe.biases[0][0]).relu() @ moe.weights[1][0] + moe.biases[1][0]
     assert_close(moe(x), alone)
+
+
+@given(seed=SEEDS, experts=st.integers(1, 5), rows=st.integers(0, 6))
+def test_mixing_the_parameters_of_linear_experts_is_mixing_their_outputs(seed: int, experts: int, rows: int) -> None:
+    sizes = {"a": 3, "b": 2}
+    one, other = (
+        MixtureOfExperts(3, 2, experts, cardinalities=sizes, mix=mix, dtype=torch.float64)  # type: ignore[arg-type]
+        for mix in ("parameters", "outputs")
+    )
+    fill(one, seed)
+    other.load_state_dict(one.state_dict())
+    x, labels = draw(seed, rows, 3), ids(seed, rows, sizes)
+    assert_close(one(x, labels), other(x, labels))
+
+
+@given(seed=SEEDS, k=st.integers(2, 4))
+def test_members_with_the_same_parameters_agree(seed: int, k: int) -> None:
+    mlp = MLP(3, 2, (4, 3), ensemble=k, dtype=torch.float64)
+    fill(mlp, seed)
+    own = ("linear.bias", "_scale", "output.weight", "output.bias")
+    for name, parameter in mlp.named_parameters():
+        if name.endswith(own):
+            parameter.data = parameter.data[:1].expand_as(parameter).clone()
+    out = mlp(draw(seed, 5, 3))
+    assert_close(out, out[:, :1].expand_as(out))
 
 
 @given(seed=SEEDS, size=st.sampled_from([1.0, 100.0, 1e4]), count=SIZES)

@@ -17,11 +17,15 @@ C = TypeVar("C", bound=Config)
 _SPELLING = {flag.field: flag.name for flag in FLAGS}
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add :data:`FLAGS` to ``parser``, grouped, each with its default in the help.
+def add_arguments(parser: argparse.ArgumentParser, flags: Sequence[Flag] = FLAGS) -> None:
+    """Add ``flags`` to ``parser``, grouped, each with its default in the help.
 
     A flag that is not given is ``None`` in the parsed arguments, so that :func:`config_from_args` can tell it from
     one given at its default.
+
+    Args:
+        parser: Of any program.
+        flags: All of reghead's, or those that the program wants, and its own.
 
     Example:
         >>> import argparse
@@ -30,8 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         >>> parser.parse_args(["--regressor-hidden-dims", "64,32"]).regressor_hidden_dims
         (64, 32)
     """
-    groups = {title: parser.add_argument_group(title) for title in dict.fromkeys(flag.group for flag in FLAGS)}
-    for flag in FLAGS:
+    groups = {title: parser.add_argument_group(title) for title in dict.fromkeys(flag.group for flag in flags)}
+    for flag in flags:
         described = f"{flag.help} (default: {flag.default})".replace("%", "%%")
         if flag.kind.action == "text":
             groups[flag.group].add_argument(

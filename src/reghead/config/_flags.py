@@ -12,7 +12,7 @@ from reghead.config._flag import (
     number,
     switch,
 )
-from reghead.config._head import ACTIVATIONS, COMPOSES, FUSIONS, GATES, NORMS, OUTPUT_ACTIVATIONS
+from reghead.config._head import ACTIVATIONS, COMPOSES, FUSIONS, GATES, MIXES, NORMS, OUTPUT_ACTIVATIONS
 from reghead.config._loss import BASES, LOSS_TYPES
 from reghead.config._normalizer import FALLBACKS, SHRINKAGES, TRANSFORMS
 
@@ -60,6 +60,14 @@ FLAGS: tuple[Flag, ...] = (
         switch(True),
         "add a linear map of the features to the hidden layers' output; needs --regressor-hidden-dims",
         "off",
+    ),
+    Flag(
+        "--ensemble",
+        "head.ensemble",
+        HEAD,
+        integer("K"),
+        "members that share the hidden layers' weights and predict by their mean; needs --regressor-hidden-dims",
+        "1, no ensemble",
     ),
     Flag(
         "--categorical-columns",
@@ -120,6 +128,15 @@ FLAGS: tuple[Flag, ...] = (
         "none",
     ),
     Flag(
+        "--partial-pooling",
+        "head.partial_pooling",
+        CATEGORIES,
+        number("W", at_least=0.0),
+        "pull the categories of --conditional-output-scaling and --wide-columns to the population: the variance of the "
+        "noise over that of the effects",
+        "0.0",
+    ),
+    Flag(
         "--unknown-dropout",
         "head.unknown_dropout",
         CATEGORIES,
@@ -142,6 +159,15 @@ FLAGS: tuple[Flag, ...] = (
         COLUMNS,
         "columns whose embeddings choose the experts, among --categorical-columns",
         "route by the features",
+        needs="--moe-experts",
+    ),
+    Flag(
+        "--moe-mix",
+        "head.moe.mix",
+        EXPERTS,
+        choice(MIXES),
+        "mix what the experts predict, or their parameters, which makes one expert per category; needs the gate soft",
+        "outputs",
         needs="--moe-experts",
     ),
     Flag(

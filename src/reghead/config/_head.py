@@ -14,7 +14,7 @@ from reghead._checks import (
     check_quantiles,
     did_you_mean,
 )
-from reghead._typing import Gate
+from reghead._typing import Gate, Mix
 from reghead.config._base import Config, OptionError, check_bool, nested
 
 Activation: TypeAlias = Literal["relu", "gelu", "silu", "tanh", "elu", "leaky_relu"]
@@ -23,6 +23,7 @@ Fusion: TypeAlias = Literal["concat", "add"]
 Compose: TypeAlias = Literal["sequential", "additive"]
 OutputActivation: TypeAlias = Literal["relu", "softplus", "exp"]
 
+MIXES = ("outputs", "parameters")
 GATES = ("soft", "top_k", "hard")
 ACTIVATIONS = ("relu", "gelu", "silu", "tanh", "elu", "leaky_relu")
 NORMS = (None, "layer", "rms")
@@ -39,6 +40,7 @@ class MoEConfig(Config):
         num_experts: Number of experts, each with the hidden layers of the head.
         routing: Categorical columns whose embeddings the router sees.
         route_features: Whether the router sees the features, too.
+        mix: ``"outputs"`` mixes the experts' predictions, ``"parameters"`` their weights, one expert per category.
         gate: ``"soft"`` mixes all experts, ``"top_k"`` the best few, ``"hard"`` takes the best one.
         top_k: How many experts ``"top_k"`` mixes.
         temperature: Divides the router's logits; below 1 sharpens, above 1 flattens.
@@ -56,6 +58,7 @@ class MoEConfig(Config):
     num_experts: int
     routing: tuple[str, ...] = ()
     route_features: bool = False
+    mix: Mix = "outputs"
     gate: Gate = "soft"
     top_k: int = 2
     temperature: float = 1.0
@@ -65,6 +68,7 @@ class MoEConfig(Config):
         self._set("num_experts", check_int("num_experts", self.num_experts))
         self._set("routing", check_columns("routing", self.routing))
         self._set("route_features", check_bool("route_features", self.route_features))
+        check_choice("mix", self.mix, MIXES)
         check_choice("gate", self.gate, GATES)
         self._set("top_k", check_int("top_k", self.top_k))
         self._set("temperature", check_number("temperature", self.temperature, above=0.0))
@@ -72,6 +76,12 @@ class MoEConfig(Config):
         self._set("load_balancing_weight", weight)
         if not self.routing and not self.route_features:
             raise OptionError("the router sees nothing: give {routing} columns, or route_features=True")
+        if self.mix == "parameters" and self.gate != "soft":
+            raise OptionError(
+                "{mix} parameters makes one expert of all and needs {gate} soft, got {gate} {got}; "
+                "keep one of them, or choose {mix} outputs",
+                {"got": self.gate},
+            )
         if self.gate == "top_k" and self.top_k > self.num_experts:
             raise OptionError(
                 "{top_k} must be at most {num_experts} = {n} with {gate} top_k, got {k}; lower it, or add experts",
@@ -94,6 +104,7 @@ class HeadConfig(Config):
         activation: Nonlinearity of the hidden layers.
         norm: Normalization of the hidden layers, before the activation.
         residual: Add a linear map of the input to the output of the hidden layers.
+        ensemble: Number of members that share the hidden layers' weights; their mean is the prediction.
         columns: Categorical columns; the keys of ``cardinalities`` if left out.
         cardinalities: Number of ids of each column, id 0 included. Of a larger mapping, ``columns`` are kept.
         embedding_dim: Width of each column's embedding.
@@ -103,6 +114,8 @@ class HeadConfig(Config):
         scaler: Columns with a scale and a bias of the output per category.
         scaler_compose: How several scaler columns combine.
         wide: Columns with a penalised intercept per category.
+        partial_pooling: How strongly ``scaler`` and ``wide`` are pulled to the population: the variance of the noise
+            over that of the effects; 0 leaves them free.
         quantiles: Levels to predict, strictly between 0 and 1; ``None`` for point predictions.
         non_crossing: Whether quantiles are ordered by construction.
         output_activation: Last step of the head.
@@ -127,6 +140,7 @@ class HeadConfig(Config):
     activation: Activation = "relu"
     norm: Norm | None = None
     residual: bool = False
+    ensemble: int = 1
     columns: tuple[str, ...] = ()
     cardinalities: dict[str, int] | None = None
     embedding_dim: int = 16
@@ -136,6 +150,7 @@ class HeadConfig(Config):
     scaler: tuple[str, ...] = ()
     scaler_compose: Compose = "sequential"
     wide: tuple[str, ...] = ()
+    partial_pooling: float = 0.0
     quantiles: tuple[float, ...] | None = None
     non_crossing: bool = True
     output_activation: OutputActivation | None = None
@@ -167,6 +182,7 @@ class HeadConfig(Config):
         self._set("dropout", check_number("dropout", self.dropout, at_least=0.0, below=1.0))
         check_choice("activation", self.activation, ACTIVATIONS)
         check_choice("norm", self.norm, NORMS)
+        self._set("ensemble", check_int("ensemble", self.ensemble))
         self._set("embedding_dim", check_int("embedding_dim", self.embedding_dim))
         check_choice("fusion", self.fusion, FUSIONS)
         check_choice("scaler_compose", self.scaler_compose, COMPOSES)
@@ -177,6 +193,7 @@ class HeadConfig(Config):
         check_choice("output_activation", self.output_activation, OUTPUT_ACTIVATIONS)
         if self.bounds is not None:
             self._set("bounds", check_bounds("bounds", self.bounds))
+        self._set("partial_pooling", check_number("partial_pooling", self.partial_pooling, at_least=0.0))
         self._set("unknown_dropout", check_number("unknown_dropout", self.unknown_dropout, at_least=0.0, below=1.0))
         for name in ("residual", "non_crossing", "learnable_scale"):
             self._set(name, check_bool(name, getattr(self, name)))
@@ -201,12 +218,23 @@ class HeadConfig(Config):
                 ("residual", self.residual),
                 ("dropout", self.dropout > 0),
                 ("norm", self.norm is not None),
+                ("ensemble", self.ensemble > 1),
             ):
                 if asked:
                     raise OptionError(
                         f"{{{name}}} acts on hidden layers and {{hidden_dims}} gives none; "
                         f"give {{hidden_dims}} (such as 64,32), or leave {{{name}}} out"
                     )
+        if self.ensemble > 1 and self.moe is not None:
+            raise OptionError(
+                "{ensemble} and {moe.num_experts} both take the place of the hidden layers: members share them, "
+                "experts have their own; keep one of them"
+            )
+        if self.partial_pooling > 0 and not (self.scaler or self.wide):
+            raise OptionError(
+                "{partial_pooling} pulls categories to the population, but no part has effects of categories to pull; "
+                "give {scaler} or {wide}, or leave {partial_pooling} out"
+            )
         if self.fusion is not None and not self.columns:
             raise OptionError("{fusion} joins embeddings to the features and needs {columns}; name them, or drop it")
         if self.bounds is not None and self.output_activation is not None:

@@ -1,6 +1,7 @@
 """The parts of a head, made from its configuration."""
 
 from collections.abc import Mapping, Sequence
+from functools import reduce
 from typing import Any
 
 import torch
@@ -60,6 +61,7 @@ def make_trunk(
             config.hidden_dims,
             context_features=len(config.moe.routing) * config.embedding_dim or None,
             route_features=config.moe.route_features,
+            mix=config.moe.mix,
             gate=config.moe.gate,
             top_k=config.moe.top_k,
             temperature=config.moe.temperature,
@@ -67,7 +69,8 @@ def make_trunk(
             **options,
         )
     if config.hidden_dims:
-        return MLP(in_features, out_features, config.hidden_dims, context_features=film_features, **options)
+        options |= {"context_features": film_features, "ensemble": config.ensemble}
+        return MLP(in_features, out_features, config.hidden_dims, **options)
     return None
 
 
@@ -91,7 +94,7 @@ def zero_outputs(outputs: Sequence[int], trunk: MLP | MixtureOfExperts | None, *
     """Zero what leads to the raw ``outputs``: in the trunk, and the rows of ``tensors``."""
     rows = [tensor for tensor in tensors if tensor is not None]
     if isinstance(trunk, MLP):
-        rows += [trunk.output.weight, trunk.output.bias]
+        rows += [trunk.output.weight.movedim(-2, 0), trunk.output.bias.movedim(-1, 0)]
     elif trunk is not None:
         rows += [trunk.weights[-1].movedim(-1, 0), trunk.biases[-1].movedim(-1, 0)]
     if trunk is not None and trunk.skip is not None:
@@ -112,16 +115,23 @@ def hide_categories(categories: Categories, cardinalities: Mapping[str, int], sh
     return {**categories, **{c: torch.where(hidden[tuple(ids.shape)], 0, ids) for c, ids in used.items()}}
 
 
+def mean_of_members(members: Tensor, bounds: tuple[float, float] | None) -> Tensor:
+    """Mean of the predictions of all members, within ``bounds`` as they are. Shape ``(k, *)`` gives ``(*)``."""
+    # Term by term, in one order everywhere: then rounding cannot make ordered quantiles cross.
+    mean = reduce(torch.add, (members / len(members)).unbind())
+    return mean if bounds is None else mean.clamp(*bounds)
+
+
 def parameter_groups(head: nn.Module, lr: float, categorical_lr: float, weight_decay: float) -> list[dict[str, Any]]:
-    """Weights, biases without decay, and the tables of categories."""
+    """Weights, biases and scales without decay, and the tables of categories."""
     groups: dict[str, list[nn.Parameter]] = {"weights": [], "biases": [], "categorical": []}
     for name, parameter in head.named_parameters():
         if name.partition(".")[0] in ("embedding", "scaler", "wide"):
             groups["categorical"].append(parameter)
         else:
-            # The biases of experts are stacked, and have two dimensions.
-            bias = parameter.ndim < 2 or ".biases." in name
-            groups["biases" if bias else "weights"].append(parameter)
+            # Stacked, for experts or members, the biases and scales have two dimensions.
+            stacked = ".biases." in name or name.endswith((".bias", ".input_scale", ".output_scale"))
+            groups["biases" if parameter.ndim < 2 or stacked else "weights"].append(parameter)
     options = {
         "weights": {"lr": lr, "weight_decay": weight_decay},
         "biases": {"lr": lr, "weight_decay": 0.0},

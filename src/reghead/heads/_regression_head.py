@@ -8,14 +8,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from reghead._checks import check_ids, check_last_dim
-from reghead._persistence import EXTRA_STATE, SelfDescribing
+from reghead._checks import check_last_dim
 from reghead._typing import Categories, Quantiles
 from reghead._warnings import RedundantOptionWarning
 from reghead.categories import CategoryEncoder
 from reghead.config import HeadConfig, MoEConfig
 from reghead.functional._lookup import align
-from reghead.heads._aux import HeadAux
+from reghead.heads._aux import HeadAux, make_aux
+from reghead.heads._described import DescribedHead
+from reghead.heads._observing import ObservesRows
 from reghead.heads._parts import (
     agreed_cardinalities,
     hide_categories,
@@ -23,6 +24,7 @@ from reghead.heads._parts import (
     make_output_activation,
     make_scaler,
     make_trunk,
+    mean_of_members,
     parameter_groups,
     routing_columns,
     zero_outputs,
@@ -31,7 +33,7 @@ from reghead.nn import MLP, CategoryContext, LearnableScale, QuantileOutput, Rou
 from reghead.nn._start import start_linear
 
 
-class RegressionHead(SelfDescribing):
+class RegressionHead(ObservesRows, DescribedHead):
     r"""Regression head: from features, and categories where options ask for them, to predictions.
 
     Called with features alone and nothing asked it is one linear layer with ``weight`` and ``bias``, a drop-in for
@@ -49,6 +51,8 @@ class RegressionHead(SelfDescribing):
         activation: ``"relu"``, ``"gelu"``, ``"silu"``, ``"tanh"``, ``"elu"`` or ``"leaky_relu"``.
         norm: ``None``, ``"layer"`` or ``"rms"``, after each hidden linear layer.
         residual: Add a linear map of the features to the output of the trunk.
+        ensemble: k, the number of members that share the trunk's weights. The output is the mean of their predictions,
+            which are in :class:`HeadAux`, so that each is trained by its own loss (see :class:`~reghead.nn.MLP`).
         cardinalities: Categorical columns -> number of ids, id 0 (unknown or missing) included.
         encoder: A fitted :class:`~reghead.categories.CategoryEncoder`; gives ``cardinalities`` where they are left
             out, and travels in the ``state_dict``.
@@ -59,6 +63,8 @@ class RegressionHead(SelfDescribing):
         scaler: Columns with a scale and a bias per category (:class:`~reghead.nn.ConditionalScaler`).
         scaler_compose: ``"sequential"`` or ``"additive"``.
         wide: Columns with random intercepts, and one for each cell of several columns.
+        partial_pooling: :math:`\lambda \ge 0`, how strongly scaler and wide path are pulled to the population by the
+            loss ``"partial_pooling"`` of :class:`HeadAux`. Needs :meth:`observe`.
         quantiles: Levels to predict; ``None`` for point predictions.
         non_crossing: Quantiles ordered by construction, or free and sorted in eval mode.
         output_activation: ``None``, ``"relu"``, ``"softplus"`` or ``"exp"``.
@@ -84,8 +90,6 @@ class RegressionHead(SelfDescribing):
         tensor([[11.5000]])
     """
 
-    config: HeadConfig
-    encoder: CategoryEncoder | None
     weight: nn.Parameter | None
     bias: nn.Parameter | None
     fusion_weight: nn.Parameter | None
@@ -100,6 +104,7 @@ class RegressionHead(SelfDescribing):
         activation: str = "relu",
         norm: str | None = None,
         residual: bool = False,
+        ensemble: int = 1,
         cardinalities: Mapping[str, int] | None = None,
         encoder: CategoryEncoder | None = None,
         embedding_dim: int = 16,
@@ -109,6 +114,7 @@ class RegressionHead(SelfDescribing):
         scaler: Sequence[str] = (),
         scaler_compose: str = "sequential",
         wide: Sequence[str] = (),
+        partial_pooling: float = 0.0,
         quantiles: Quantiles | None = None,
         non_crossing: bool = True,
         output_activation: str | None = None,
@@ -130,6 +136,7 @@ class RegressionHead(SelfDescribing):
                 "activation": activation,
                 "norm": norm,
                 "residual": residual,
+                "ensemble": ensemble,
                 "cardinalities": cardinalities,
                 "embedding_dim": embedding_dim,
                 "fusion": fusion,
@@ -138,6 +145,7 @@ class RegressionHead(SelfDescribing):
                 "scaler": scaler,
                 "scaler_compose": scaler_compose,
                 "wide": wide,
+                "partial_pooling": partial_pooling,
                 "quantiles": quantiles,
                 "non_crossing": non_crossing,
                 "output_activation": output_activation,
@@ -227,7 +235,7 @@ class RegressionHead(SelfDescribing):
         Args:
             x: Features. Shape ``(*, F)``.
             categories: Column -> ids; needed where an option uses categories. Other columns are ignored.
-            return_aux: Also return auxiliary losses, penalties and routing.
+            return_aux: Also return auxiliary losses, penalties, routing and members.
         """
         check_last_dim("x", x, self.in_features, "in_features")
         if self.training and self.config.unknown_dropout and isinstance(categories, Mapping):
@@ -256,7 +264,13 @@ class RegressionHead(SelfDescribing):
             out = self.wide(out, categories)
         if self.output_activation is not None:
             out = self.output_activation(out)
-        return (out, self._aux(routing)) if return_aux else out
+        members: Tensor | None = None
+        if self.config.ensemble > 1:
+            member_dim = -2 if self.quantile_output is None else -3
+            # After the activation: each member predicts by itself, and a mean of predictions stays in their range.
+            members = out.movedim(member_dim, 0)
+            out = mean_of_members(members, self.config.bounds)
+        return (out, make_aux(self.config, self.scaler, self.wide, routing, members)) if return_aux else out
 
     def _context(self, categories: Categories | None, columns: Sequence[str]) -> CategoryContext | None:
         if not columns or self.embedding is None:
@@ -272,27 +286,6 @@ class RegressionHead(SelfDescribing):
             return x + align(context.project(self.fusion_weight), x)
         dense = context.dense()
         return torch.cat([x, align(dense, x).expand(*x.shape[:-1], dense.shape[-1])], dim=-1)
-
-    def _aux(self, routing: RoutingAux | None) -> HeadAux:
-        losses: dict[str, Tensor] = {}
-        if routing is not None and self.config.moe is not None and self.config.moe.load_balancing_weight:
-            losses["load_balancing"] = self.config.moe.load_balancing_weight * routing.load_balancing_loss
-        parts = {"scaler": self.scaler, "wide": self.wide}
-        penalties = {name: part.penalty() for name, part in parts.items() if part is not None}
-        return HeadAux(losses, penalties, routing)
-
-    def observe(self, categories: Categories) -> None:
-        """Count the training rows of every id, so that an id without any is treated as unknown.
-
-        Args:
-            categories: Column -> ids of the training rows, all at once or batch by batch. With several processes,
-                the rows of all of them: DistributedDataParallel copies the counts of the first.
-        """
-        parts = [part for part in (self.embedding, self.scaler, self.wide) if part is not None]
-        for part in parts:
-            check_ids(categories, part.cardinalities, type(self).__name__)  # all of them before any is counted
-        for part in parts:
-            part.observe(categories)
 
     def param_groups(
         self, lr: float, *, categorical_lr: float | None = None, weight_decay: float = 0.0
@@ -329,30 +322,6 @@ class RegressionHead(SelfDescribing):
             config = config.with_data(cardinalities=encoder.cardinalities)
         fields = {name: value for name, value in vars(config).items() if name != "columns"}
         return cls(**fields, encoder=encoder, device=device, dtype=dtype)
-
-    def _describe(self) -> dict[str, Any]:
-        return {"config": self.config.to_dict(), "encoder": None if self.encoder is None else self.encoder.to_dict()}
-
-    @classmethod
-    def _from_description(cls, description: Mapping[str, Any]) -> Self:
-        if not isinstance(description.get("config"), Mapping):
-            raise ValueError(f"the state_dict's description of a {cls.__name__} lacks its config")
-        encoder = description.get("encoder")
-        return cls.from_config(
-            HeadConfig.from_dict(description["config"]),
-            encoder=None if encoder is None else CategoryEncoder.from_dict(encoder),
-        )
-
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, metadata: Any, strict: bool, missing: list[str], *rest: Any
-    ) -> None:
-        if prefix + EXTRA_STATE in state_dict:
-            self.set_extra_state(state_dict[prefix + EXTRA_STATE])  # refuse before anything is overwritten
-        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, *rest)
-        # A plain head is one linear layer: it takes the state_dict of an nn.Linear, which describes nothing.
-        plain = {name for name, _ in self.named_parameters()} == {"weight", "bias"} and self.quantile_output is None
-        if plain and prefix + EXTRA_STATE in missing:
-            missing.remove(prefix + EXTRA_STATE)
 
     def extra_repr(self) -> str:
         text = f"in_features={self.in_features}, out_features={self.out_features}"

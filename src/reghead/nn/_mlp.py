@@ -1,5 +1,6 @@
 """Multilayer perceptrons, modulated by categories or not, residual or not."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -9,6 +10,7 @@ from reghead._checks import check_hidden_dims, check_int, check_last_dim
 from reghead._typing import Categories
 from reghead.nn._activation import check_hidden_options, make_activation, make_dropout, make_norm
 from reghead.nn._embedding import CategoryContext, CategoryEmbedding
+from reghead.nn._ensemble import MemberLinear, SharedLinear
 from reghead.nn._film import FiLM
 
 
@@ -24,13 +26,21 @@ class HiddenLayer(nn.Module):
         dropout: float,
         activation: str,
         norm: str | None,
+        ensemble: int = 1,
+        first: bool = True,
         device: torch.device | str | None,
         dtype: torch.dtype | None,
     ) -> None:
         super().__init__()
         self.in_features = check_int("in_features", in_features)
         self.out_features = check_int("out_features", out_features)
-        self.linear = nn.Linear(self.in_features, self.out_features, device=device, dtype=dtype)
+        self.linear: nn.Linear | SharedLinear
+        if ensemble == 1:
+            self.linear = nn.Linear(self.in_features, self.out_features, device=device, dtype=dtype)
+        else:
+            self.linear = SharedLinear(
+                self.in_features, self.out_features, ensemble, first=first, device=device, dtype=dtype
+            )
         self.norm = make_norm(norm, self.out_features, device, dtype)
         self.film = (
             None if context_features is None else FiLM(context_features, self.out_features, device=device, dtype=dtype)
@@ -158,6 +168,11 @@ class MLP(nn.Module):
     .. math:: f(x) = \mathrm{Linear}(h_L) \;[+\; \mathrm{Linear}(x)], \qquad
         h_l = \mathrm{dropout}(\phi(\mathrm{FiLM}(A_l h_{l-1} + b_l)))
 
+    With ``ensemble`` it is k networks in one, Gorishniy et al., "TabM: Advancing Tabular Deep Learning with
+    Parameter-Efficient Ensembling", 2024: they share the weights of the hidden layers, FiLM, norms and the skip, and
+    differ by scales and biases, :math:`s_{lm} \odot A_l (r_{lm} \odot h) + b_{lm}`, and by their output layers. The
+    :math:`r_{1m}` start as random signs. Each member should be trained by its own loss.
+
     Args:
         in_features: Width of the input.
         out_features: Width of the output.
@@ -167,6 +182,7 @@ class MLP(nn.Module):
         norm: ``None``, ``"layer"`` or ``"rms"``, after each hidden linear layer.
         residual: Add a linear map of the input to the output: He et al., "Deep Residual Learning", 2016.
         context_features: Width of a context that modulates each hidden layer (:class:`FiLM`); none by default.
+        ensemble: k, the number of members.
         device: Where the parameters live.
         dtype: Of the parameters.
 
@@ -176,7 +192,7 @@ class MLP(nn.Module):
     Shape:
         - ``x``: ``(*, in_features)``
         - ``context``: ``(*prefix, context_features)``
-        - output: ``(*, out_features)``
+        - output: ``(*, out_features)``, or ``(*, k, out_features)`` for k > 1 members
 
     Example:
         >>> mlp = MLP(3, 1, (2,), residual=True)
@@ -196,6 +212,7 @@ class MLP(nn.Module):
         norm: str | None = None,
         residual: bool = False,
         context_features: int | None = None,
+        ensemble: int = 1,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -203,7 +220,13 @@ class MLP(nn.Module):
         self.in_features = check_int("in_features", in_features)
         self.out_features = check_int("out_features", out_features)
         self.hidden_dims = check_hidden_dims("hidden_dims", hidden_dims)
-        require_hidden_dims(self.hidden_dims, residual=residual, context_features=context_features is not None)
+        self.ensemble = check_int("ensemble", ensemble)
+        require_hidden_dims(
+            self.hidden_dims,
+            residual=residual,
+            context_features=context_features is not None,
+            ensemble=self.ensemble > 1,
+        )
         check_hidden_options(dropout, activation, norm)
         self.context_features = context_features
         widths = (self.in_features, *self.hidden_dims)
@@ -215,12 +238,18 @@ class MLP(nn.Module):
                 dropout=dropout,
                 activation=activation,
                 norm=norm,
+                ensemble=self.ensemble,
+                first=layer == 0,
                 device=device,
                 dtype=dtype,
             )
-            for before, after in zip(widths, self.hidden_dims, strict=False)
+            for layer, (before, after) in enumerate(itertools.pairwise(widths))
         )
-        self.output = nn.Linear(widths[-1], self.out_features, device=device, dtype=dtype)
+        self.output: nn.Linear | MemberLinear
+        if self.ensemble == 1:
+            self.output = nn.Linear(widths[-1], self.out_features, device=device, dtype=dtype)
+        else:
+            self.output = MemberLinear(widths[-1], self.out_features, self.ensemble, device=device, dtype=dtype)
         self.skip = nn.Linear(self.in_features, self.out_features, device=device, dtype=dtype) if residual else None
 
     def reset_parameters(self) -> None:
@@ -238,7 +267,10 @@ class MLP(nn.Module):
         for layer in self.layers:
             h = layer(h, context)
         out: Tensor = self.output(h)
-        return out if self.skip is None else out + self.skip(x)
+        if self.skip is None:
+            return out
+        skip: Tensor = self.skip(x)
+        return out + (skip if self.ensemble == 1 else skip.unsqueeze(-2))
 
 
 def require_hidden_dims(hidden_dims: Sequence[int], **options: bool) -> None:

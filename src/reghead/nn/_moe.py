@@ -9,16 +9,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from reghead._checks import check_hidden_dims, check_int, check_last_dim, check_number
-from reghead._typing import Categories, Gate
+from reghead._checks import check_choice, check_hidden_dims, check_int, check_last_dim, check_number
+from reghead._typing import Categories, Gate, Mix
 from reghead.functional import load_balancing_loss, routing_entropy, routing_weights
-from reghead.functional._lookup import align
+from reghead.functional._lookup import align, joint_ids
 from reghead.functional._routing import check_gate
 from reghead.nn._activation import check_hidden_options, make_activation, make_dropout, make_norm
 from reghead.nn._embedding import CategoryContext, CategoryEmbedding
-from reghead.nn._experts import dense_mixture, sparse_mixture
+from reghead.nn._experts import dense_mixture, mixed_parameters, sparse_mixture
 from reghead.nn._film import FiLM
 from reghead.nn._mlp import require_hidden_dims
+from reghead.nn._stacking import stack_expert_modules
 from reghead.nn._start import start_linear
 
 
@@ -47,6 +48,14 @@ class MixtureOfExperts(nn.Module):
     gates are those of :func:`reghead.functional.routing_weights`. Logits and softmax are computed in float32 or
     wider also under autocast, where narrower logits change which experts are chosen.
 
+    With ``mix="parameters"`` the experts' weights and biases :math:`\theta_e` are mixed, not their outputs:
+
+    .. math:: y = f\big(x; \textstyle\sum_e w_e\, \theta_e\big)
+
+    as in Yang et al., "CondConv", 2019. Where categories alone route, that is one small network per category, and a
+    large batch in eager mode on a CPU costs two or three such networks, whatever E; elsewhere every expert meets every
+    row, as when outputs are mixed. Linear experts give what ``mix="outputs"`` gives; others are another model.
+
     Each expert is initialised as its own :class:`torch.nn.Linear` layers would be; their parameters are stacked,
     shape ``(E, in, out)``. A ``state_dict`` that holds one sub-module per expert (``experts.0.0.weight``, ...) is
     taken too. The normalisation, FiLM and the skip of ``residual`` are shared by the experts.
@@ -60,6 +69,7 @@ class MixtureOfExperts(nn.Module):
         embedding_dim: Width of each routing column's embedding.
         context_features: Width of a dense context that routes, in place of ``cardinalities``.
         route_features: Route by the input features too, or alone where there is no column and no context.
+        mix: ``"outputs"`` or ``"parameters"``; the latter mixes all experts, gate ``"soft"``.
         gate: ``"soft"``, ``"top_k"`` or ``"hard"``.
         top_k: Experts per row of gate ``"top_k"``.
         temperature: T, positive.
@@ -102,6 +112,7 @@ class MixtureOfExperts(nn.Module):
         embedding_dim: int = 16,
         context_features: int | None = None,
         route_features: bool = False,
+        mix: Mix = "outputs",
         gate: Gate = "soft",
         top_k: int = 2,
         temperature: float = 1.0,
@@ -121,7 +132,10 @@ class MixtureOfExperts(nn.Module):
         require_hidden_dims(self.hidden_dims, residual=residual, film_features=film_features is not None)
         check_hidden_options(dropout, activation, norm)
         check_gate(gate, top_k, self.num_experts)
-        self.gate, self.top_k = gate, top_k
+        check_choice("mix", mix, ("outputs", "parameters"))
+        if mix == "parameters" and gate != "soft":
+            raise ValueError(f'mix="parameters" makes one expert of all and needs gate="soft", got gate={gate!r}')
+        self.mix, self.gate, self.top_k = mix, gate, top_k
         self.temperature = check_number("temperature", temperature, above=0.0)
         if cardinalities is not None and context_features is not None:
             raise ValueError("at most one of cardinalities and context_features may be given")
@@ -151,7 +165,7 @@ class MixtureOfExperts(nn.Module):
         self.activation = make_activation(activation)
         self.dropout = make_dropout(dropout)
         self.skip = nn.Linear(self.in_features, self.out_features, **factory) if residual else None
-        self.register_load_state_dict_pre_hook(_stack_expert_modules)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(stack_expert_modules)  # type: ignore[no-untyped-call]
         self._start()
 
     def reset_parameters(self) -> None:
@@ -225,7 +239,7 @@ class MixtureOfExperts(nn.Module):
         rows = x.reshape(-1, self.in_features)
         logits = self._logits(x, context)
         weights = routing_weights(logits, self.gate, top_k=self.top_k, temperature=self.temperature)
-        out = self._mix(x, rows, weights.reshape(-1, self.num_experts), film_context)
+        out = self._mix(x, rows, weights.reshape(-1, self.num_experts), context, film_context)
         out = out.reshape(*x.shape[:-1], self.out_features)
         if self.skip is not None:
             out = out + self.skip(x)
@@ -257,7 +271,14 @@ class MixtureOfExperts(nn.Module):
                 logits = logits + F.linear(x.to(wide), self.router_features.to(wide))
         return logits
 
-    def _mix(self, x: Tensor, rows: Tensor, weights: Tensor, film_context: Tensor | CategoryContext | None) -> Tensor:
+    def _mix(
+        self,
+        x: Tensor,
+        rows: Tensor,
+        weights: Tensor,
+        context: Tensor | CategoryContext | None,
+        film_context: Tensor | CategoryContext | None,
+    ) -> Tensor:
         if self.films and film_context is None:
             raise ValueError("film_context must be given: this layer was built with film_features")
         modulation = []
@@ -276,31 +297,18 @@ class MixtureOfExperts(nn.Module):
             h = self.activation(h)
             return h if self.dropout is None else self.dropout(h)
 
+        if self.mix == "parameters":
+            cells = None
+            if isinstance(context, CategoryContext) and self.router_features is None:
+                key = joint_ids(context.ids, [len(table) for table in context.tables])
+                cells = key.reshape((*key.shape, *(1,) * (x.ndim - 1 - key.ndim))).expand(x.shape[:-1]).reshape(-1)
+            return mixed_parameters(rows, list(self.weights), list(self.biases), weights, hidden, cells)
         mixture = dense_mixture if self.gate == "soft" else sparse_mixture
         return mixture(rows, list(self.weights), list(self.biases), weights, hidden)
 
     def extra_repr(self) -> str:
         text = f"in_features={self.in_features}, out_features={self.out_features}, num_experts={self.num_experts}"
+        if self.mix != "outputs":
+            text += f", mix={self.mix!r}"
         gate = f"{self.gate!r}" + (f", top_k={self.top_k}" if self.gate == "top_k" else "")
         return f"{text}, hidden_dims={self.hidden_dims}, gate={gate}"
-
-
-def _stack_expert_modules(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: object) -> None:
-    """Turn ``experts.{i}.<...>.weight`` of a list of modules into the stacked layout, in place."""
-    head = f"{prefix}experts."
-    names = [key for key in state_dict if key.startswith(head)]
-    if not names:
-        return
-    for kind, target in (("weight", "weights"), ("bias", "biases")):
-        per_expert: dict[int, list[Tensor]] = {}
-        for name in sorted((n for n in names if n.endswith(f".{kind}")), key=_natural):
-            expert = int(name[len(head) :].partition(".")[0])
-            tensor = state_dict.pop(name)
-            per_expert.setdefault(expert, []).append(tensor.t() if kind == "weight" else tensor)
-        for layer in range(len(next(iter(per_expert.values()), []))):
-            stacked = torch.stack([per_expert[e][layer] for e in sorted(per_expert)])
-            state_dict[f"{prefix}{target}.{layer}"] = stacked
-
-
-def _natural(name: str) -> list[tuple[int, str]]:
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]

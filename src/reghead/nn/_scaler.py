@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reghead._checks import check_choice, check_ids, check_int
+from reghead._reduction import widen
 from reghead._typing import Categories
 from reghead.functional import lookup
 from reghead.functional._lookup import align, check_one_shape, joint_ids
@@ -106,7 +107,7 @@ class ConditionalScaler(CategoryPart):
 
     def penalty(self) -> Tensor:
         r"""Sum of squared deviations from the identity, :math:`\sum \delta^2 + \sum b^2`: partial pooling."""
-        return torch.stack([p.square().sum() for p in self.parameters()]).sum()
+        return torch.stack([widen(p).square().sum() for p in self.parameters()]).sum()
 
     def forward(self, x: Tensor, categories: Categories) -> Tensor:
         """Scale and shift ``x``."""

@@ -103,6 +103,20 @@ def test_no_flags_are_the_defaults() -> None:
             ["--moe-experts", "4", "--moe-temperature", "0.5", "--moe-load-balancing-weight", "0.01"],
             {"moe": MoEConfig(num_experts=4, route_features=True, temperature=0.5, load_balancing_weight=0.01)},
         ),
+        (
+            [*COLUMNS, "--moe-experts", "4", "--moe-routing", "location", "--moe-mix", "parameters"],
+            {
+                "columns": ("location", "season"),
+                "fusion": "concat",
+                "moe": MoEConfig(num_experts=4, routing=("location",), mix="parameters"),
+            },
+        ),
+        (
+            [*COLUMNS, "--wide-columns", "season", "--partial-pooling", "3"],
+            {"columns": ("location", "season"), "fusion": "concat", "wide": ("season",), "partial_pooling": 3.0},
+        ),
+        ([*HIDDEN, "--ensemble", "8"], {"hidden_dims": (64, 32), "ensemble": 8}),
+        (["--ensemble", "1"], {}),
         (["--output-activation", "softplus"], {"output_activation": "softplus"}),
         (["--output-activation", "none"], {}),
         (["--bounded-targets"], {"bounds": (0.0, 1.0)}),
@@ -212,6 +226,9 @@ def test_the_loss_may_come_from_a_file(tmp_path: Path) -> None:
         (["--moe-gate", "topk"], "must be one of 'soft', 'top_k', 'hard', got 'topk'; did you mean 'top_k'?"),
         (["--moe-top-k", "two"], "must be an integer, got 'two'"),
         (["--moe-temperature", "0"], "must be finite and > 0, got 0.0"),
+        (["--moe-mix", "output"], "must be one of 'outputs', 'parameters', got 'output'; did you mean 'outputs'?"),
+        (["--ensemble", "0"], "must be at least 1, got 0"),
+        (["--partial-pooling", "-1"], "must be finite and >= 0, got -1.0"),
         (["--moe-load-balancing-weight", "-1"], "must be finite and >= 0, got -1.0"),
         (["--normalize-targets-by", ","], "must be column names separated by commas"),
         (["--normalize-shrinkage", "bayes"], "must be one of 'none', 'empirical_bayes', got 'bayes'"),
@@ -295,6 +312,7 @@ def test_a_value_is_refused_alone_by_the_parser_and_by_the_mapping(argv: list[st
             for name, value in (
                 ("routing", "location"),
                 ("gate", "soft"),
+                ("mix", "outputs"),
                 ("top-k", "2"),
                 ("temperature", "1"),
                 ("load-balancing-weight", "0"),
@@ -303,6 +321,21 @@ def test_a_value_is_refused_alone_by_the_parser_and_by_the_mapping(argv: list[st
         (
             ["--moe-experts", "2", "--moe-gate", "top_k", "--moe-top-k", "3"],
             "--moe-top-k must be at most --moe-experts = 2 with --moe-gate top_k, got 3",
+        ),
+        (
+            ["--moe-experts", "2", "--moe-mix", "parameters", "--moe-gate", "hard"],
+            "--moe-mix parameters makes one expert of all and needs --moe-gate soft, got --moe-gate hard; keep one of "
+            "them, or choose --moe-mix outputs",
+        ),
+        (
+            [*HIDDEN, "--ensemble", "2", "--moe-experts", "2"],
+            "--ensemble and --moe-experts both take the place of the hidden layers",
+        ),
+        (["--ensemble", "2"], "--ensemble acts on hidden layers and --regressor-hidden-dims gives none"),
+        (
+            [*COLUMNS, "--partial-pooling", "1"],
+            "--partial-pooling pulls categories to the population, but no part has effects of categories to pull; give "
+            "--conditional-output-scaling or --wide-columns, or leave --partial-pooling out",
         ),
         (["--moe-experts", "4", "--moe-top-k", "2"], "--moe-top-k needs --moe-gate top_k, got --moe-gate soft"),
         (

@@ -98,6 +98,8 @@ def test_with_data_refuses_cardinalities_without_a_column_that_is_used() -> None
         ({"columns": "location"}, "columns must be a sequence of column names"),
         ({"film": "location", "columns": COLUMNS}, "film must be a sequence of column names"),
         ({"cardinalities": ["location"]}, "cardinalities must map each column to its number of ids"),
+        ({"ensemble": 2.0}, "ensemble must be an integer, got 2.0"),
+        ({"partial_pooling": "3"}, "partial_pooling must be a number, got '3'"),
         ({"moe": 4}, "moe must be a MoEConfig or a mapping, got 4 of type int"),
         ({"bounds": 1.0}, "bounds must be a pair of numbers such as (0.0, 1.0), got 1.0"),
         ({"bounds": "01"}, "bounds must be a pair of numbers"),
@@ -131,6 +133,8 @@ def test_a_wrong_type_raises_and_names_the_field(fields: dict[str, object], mess
         ({"bounds": (1, 0)}, "bounds must be (low, high) with low < high, got (1.0, 0.0)"),
         ({"bounds": (0, float("inf"))}, "bounds[1] must be finite"),
         ({"unknown_dropout": -0.1}, "unknown_dropout must be finite and >= 0 and < 1, got -0.1"),
+        ({"ensemble": 0}, "ensemble must be at least 1, got 0"),
+        ({"partial_pooling": -1}, "partial_pooling must be finite and >= 0, got -1.0"),
         ({"columns": ("location", "location")}, "columns must not repeat a column"),
     ],
 )
@@ -149,6 +153,17 @@ def test_a_value_out_of_range_raises_and_names_the_field(fields: dict[str, objec
         ),
         ({"residual": True}, "residual acts on hidden layers and hidden_dims gives none"),
         ({"dropout": 0.1}, "dropout acts on hidden layers and hidden_dims gives none"),
+        ({"ensemble": 2}, "ensemble acts on hidden layers and hidden_dims gives none"),
+        (
+            {"ensemble": 2, "hidden_dims": (4,), "moe": {"num_experts": 2, "route_features": True}},
+            "ensemble and moe.num_experts both take the place of the hidden layers: members share them, experts have "
+            "their own; keep one of them",
+        ),
+        (
+            {"partial_pooling": 1.0, "columns": COLUMNS, "fusion": "add"},
+            "partial_pooling pulls categories to the population, but no part has effects of categories to pull; "
+            "give scaler or wide, or leave partial_pooling out",
+        ),
         ({"norm": "layer"}, "norm acts on hidden layers and hidden_dims gives none"),
         ({"fusion": "add"}, "fusion joins embeddings to the features and needs columns"),
         (
@@ -209,6 +224,15 @@ def test_scaler_and_learnable_scale_go_together() -> None:
             "load_balancing_weight must be finite and >= 0, got -1.0",
         ),
         (
+            {"num_experts": 2, "route_features": True, "mix": "output"},
+            "mix must be one of 'outputs', 'parameters', got",
+        ),
+        (
+            {"num_experts": 2, "route_features": True, "mix": "parameters", "gate": "hard"},
+            "mix parameters makes one expert of all and needs gate soft, got gate hard; keep one of them, or choose "
+            "mix outputs",
+        ),
+        (
             {"num_experts": 2, "route_features": True, "gate": "top_k", "top_k": 3},
             "top_k must be at most num_experts = 2 with gate top_k, got 3; lower it, or add experts",
         ),
@@ -222,6 +246,31 @@ def test_experts_refuse(fields: dict[str, object], message: str) -> None:
 def test_top_k_only_counts_with_its_gate() -> None:
     assert MoEConfig(num_experts=1, route_features=True).top_k == 2
     assert MoEConfig(num_experts=2, route_features=True, gate="top_k").top_k == 2
+
+
+def test_pooling_goes_with_either_part_that_has_effects() -> None:
+    for part in ("scaler", "wide"):
+        assert HeadConfig(columns=COLUMNS, partial_pooling=3, **{part: COLUMNS}).partial_pooling == 3.0  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"ensemble": 8, "hidden_dims": (4,)},
+        {"columns": COLUMNS, "wide": COLUMNS, "partial_pooling": 2.5},
+        {"moe": {"num_experts": 2, "route_features": True, "mix": "parameters"}},
+    ],
+)
+def test_members_pooling_and_mix_come_back_from_json(fields: dict[str, object]) -> None:
+    config = HeadConfig(**fields)  # type: ignore[arg-type]
+    assert HeadConfig.from_json(config.to_json()) == config
+    assert config != HeadConfig(**{k: v for k, v in fields.items() if k in ("hidden_dims", "columns", "wide")})  # type: ignore[arg-type]
+
+
+def test_one_member_is_no_ensemble_and_goes_with_everything() -> None:
+    config = HeadConfig(ensemble=1, moe={"num_experts": 2, "route_features": True})  # type: ignore[arg-type]
+    assert config == dataclasses.replace(config, ensemble=1)
+    assert HeadConfig(ensemble=1) == HeadConfig()
 
 
 def test_a_mapping_is_read_as_a_mixture_of_experts() -> None:

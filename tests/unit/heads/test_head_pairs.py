@@ -23,10 +23,13 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "residual": {"residual": True, **HIDDEN},
     "moe-soft": {"moe": MOE},
     "moe-top_k": {"moe": {**MOE, "gate": "top_k"}},
+    "moe-parameters": {"moe": {**MOE, "mix": "parameters"}},
     "moe-hard": {"moe": {**MOE, "gate": "hard", "route_features": True}},
     "scaler-sequential": {"scaler": ["season", "location"]},
     "scaler-additive": {"scaler": ["location", "season"], "scaler_compose": "additive"},
     "wide": {"wide": ["location", "season"]},
+    "partial_pooling": {"partial_pooling": 2.0, "scaler": ["location"]},
+    "ensemble": {"ensemble": 3, **HIDDEN},
     "quantiles": {"quantiles": LEVELS},
     "quantiles-free": {"quantiles": LEVELS, "non_crossing": False},
     "relu": {"output_activation": "relu"},
@@ -45,8 +48,9 @@ REFUSED = {
     frozenset({"bounds", "relu"}): ("bounds", "output_activation"),
     frozenset({"bounds", "softplus"}): ("bounds", "output_activation"),
     frozenset({"bounds", "exp"}): ("bounds", "output_activation"),
+    **{frozenset({"ensemble", f"moe-{how}"}): ("ensemble", "moe") for how in ("soft", "top_k", "hard", "parameters")},
 }
-NEEDS_HIDDEN_LAYERS = {"film": ["season"], "residual": True, "dropout": 0.1, "norm": "layer"}
+NEEDS_HIDDEN_LAYERS = {"film": ["season"], "residual": True, "dropout": 0.1, "norm": "layer", "ensemble": 2}
 RANGES = {"relu": (0.0, torch.inf), "softplus": (0.0, torch.inf), "exp": (0.0, torch.inf), "bounds": (-0.1, 0.7)}
 
 
@@ -101,8 +105,8 @@ def test_refused_pair_names_both(pair: frozenset[str]) -> None:
     options: dict[str, Any] = {}
     for name in pair:
         options |= OPTIONS[name]
-    with pytest.raises(ValueError, match="both the last step") as raised:
-        RegressionHead(3, 2, **options)
+    with pytest.raises(ValueError, match=r"both .* keep one of them") as raised:
+        RegressionHead(3, 2, cardinalities=SIZES, **options)
     for name in REFUSED[pair]:
         assert re.search(rf"\b{name}\b", str(raised.value))
 
@@ -117,6 +121,11 @@ def test_option_of_hidden_layers_without_any_names_both(name: str, trunk: dict[s
 def test_unknown_dropout_without_a_part_that_uses_categories() -> None:
     with pytest.raises(ValueError, match="unknown_dropout hides categories in training, but no part uses them"):
         RegressionHead(3, 2, cardinalities=SIZES, unknown_dropout=0.1)
+
+
+def test_partial_pooling_without_effects_to_pool() -> None:
+    with pytest.raises(ValueError, match="partial_pooling pulls categories to the population, but no part has effects"):
+        RegressionHead(3, 2, cardinalities=SIZES, fusion="add", partial_pooling=1.0)
 
 
 def test_fusion_without_columns() -> None:
