@@ -7,6 +7,7 @@ from typing import Any, Self
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from reghead._checks import check_columns, did_you_mean
@@ -88,6 +89,60 @@ class CategoryEncoder:
             categories[column] = torch.from_numpy(ids)
         self._vocabularies, self._counts = vocabularies, counts
         return categories
+
+    def partial_fit(self, table: Any) -> Self:
+        """Add the labels of ``table``, as if they had been in the first fit.
+
+        Ids are those of all labels so far, sorted: a label that comes later can move others, so transform after the
+        last chunk.
+        """
+        return self.merge(type(self)(self.columns).fit(table))
+
+    def merge(self, other: "CategoryEncoder") -> Self:
+        """Add the labels and counts of ``other``, as if this encoder had seen its rows too.
+
+        Raises:
+            TypeError: If ``other`` is not an encoder.
+            ValueError: If ``other`` has other columns.
+        """
+        if not isinstance(other, CategoryEncoder):
+            raise TypeError(f"merge needs a CategoryEncoder, got {type(other).__name__}")
+        if self.columns != other.columns:
+            raise ValueError(
+                f"merge needs encoders of the same columns, got {list(self.columns)} and {list(other.columns)}"
+            )
+        both = [encoder for encoder in (self, other) if encoder._vocabularies is not None]
+        vocabularies, counts = {}, {}
+        for column in self.columns if both else ():
+            parts = [(encoder._fitted()[column], encoder._counts[column]) for encoder in both]
+            merged = Vocabulary.from_distinct(label for vocabulary, _ in parts for label in vocabulary.labels)
+            count = torch.zeros(len(merged), dtype=torch.int64)
+            for vocabulary, rows in parts:
+                count[torch.from_numpy(merged.ids_of([None, *vocabulary.labels]))] += rows
+            vocabularies[column], counts[column] = merged, count
+        if both:
+            self._vocabularies, self._counts = vocabularies, counts
+        return self
+
+    def all_reduce(self, group: "dist.ProcessGroup | None" = None) -> Self:
+        """Merge the labels of all processes, in the order of their ranks; the result is identical on all.
+
+        Each process calls :meth:`partial_fit` with its own rows, or nothing where it has none, and then this once: a
+        second call would count every row again.
+
+        Raises:
+            RuntimeError: If there is no process group, or no rank has seen a row.
+        """
+        if not (dist.is_available() and dist.is_initialized()):
+            raise RuntimeError("all_reduce needs a process group; call torch.distributed.init_process_group first")
+        gathered: list[Any] = [None] * dist.get_world_size(group)
+        dist.all_gather_object(gathered, None if self._vocabularies is None else self.to_dict(), group=group)
+        merged = type(self)(self.columns)
+        for value in gathered:
+            if value is not None:
+                merged.merge(type(self).from_dict(value))
+        self._vocabularies, self._counts = merged._fitted(), merged._counts
+        return self
 
     def transform(self, table: Any) -> dict[str, Tensor]:
         """The ids of ``table``: column -> int64 tensor of shape ``(rows,)``.

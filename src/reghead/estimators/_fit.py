@@ -2,97 +2,162 @@
 
 import copy
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from reghead._warnings import UnseenCategoryWarning
 from reghead.config import RegressionConfig
-from reghead.estimators._split import Part
-from reghead.estimators._table import Preprocessor
-from reghead.estimators._training import Callback, History, Rows, Score, TrainingOptions, seeded, train
-from reghead.heads import RegressionHead
+from reghead.estimators._data import Data, Lazy, Rows
+from reghead.estimators._model import TableModel
+from reghead.estimators._part import Part
+from reghead.estimators._preprocessor import Preprocessor
+from reghead.estimators._processes import ALONE, Processes
+from reghead.estimators._training import Callback, Checkpoint, History, Score, TrainingOptions, seeded, train
 from reghead.losses import make_loss
-from reghead.normalization import CategoryNormalizer
 
 
-def fit_parts(
-    preprocessor: Preprocessor,
+def fit_model(
+    parts: Sequence[Part],
+    held: Sequence[Part] | None,
+    *,
+    names: Sequence[str],
+    outputs: tuple[str, ...],
     config: RegressionConfig,
     options: TrainingOptions,
-    part: Part,
-    held: Part | None,
-    *,
-    models: tuple[RegressionHead, CategoryNormalizer] | None,
+    dtype: torch.dtype,
     device: torch.device,
     seed: int,
-    callbacks: Iterable[Callback],
-) -> tuple[RegressionHead, CategoryNormalizer, History]:
-    """Fit on ``part``, stopping early by ``held``.
+    start: TableModel | None = None,
+    processes: Processes = ALONE,
+    callbacks: Iterable[Callback] = (),
+    checkpoint: Checkpoint | None = None,
+) -> tuple[TableModel, History]:
+    """Fit on ``parts``, stopping early by ``held``.
 
     Args:
-        preprocessor: Fitted on ``part``.
-        config: Knows the data's sizes.
-        options: How to train.
-        part: The training rows.
+        parts: The training rows, those of all processes. A list is kept in memory as tensors; of another sequence
+            each part is read anew in every pass.
         held: Rows to stop early by, or None.
-        models: Fitted ones to continue from copies of, or None for new ones.
+        names: All columns of the table, in their order.
+        outputs: Names of the targets.
+        config: Of head, loss and normalizer; the sizes of the data are filled in.
+        options: How to train.
+        dtype: Of the features and parameters.
         device: Where to train.
         seed: Of initial weights, order and dropout.
+        start: What to continue from, with its statistics and labels, or None.
+        processes: Those that train together.
         callbacks: Called after every epoch.
+        checkpoint: Keeps the state after every epoch.
+
+    Raises:
+        ValueError: If ``start`` was fitted with another configuration.
     """
-    rows = part.to_rows(preprocessor, device)
-    with seeded(seed, device) as generator:
-        if models is not None:
-            head, normalizer = copy.deepcopy(models[0]).to(device), copy.deepcopy(models[1]).to(device)
-        else:
-            normalizer = make_normalizer(config).to(device)
-            normalizer.fit(rows.target, rows.categories, weight=rows.weight)
-            head = RegressionHead.from_config(
-                config.head, encoder=preprocessor.encoder, device=device, dtype=rows.x.dtype
+    training, validation = _Mine(parts, processes), None if held is None else _Mine(held, processes)
+    preprocessor = Preprocessor(names, config.head.columns) if start is None else start.preprocessor
+    if start is None:
+        for part in training:
+            preprocessor.partial_fit(part)
+        preprocessor.all_reduce(processes)
+    cardinalities = None if preprocessor.encoder is None else preprocessor.encoder.cardinalities
+    config = config.with_data(in_features=preprocessor.in_features, cardinalities=cardinalities)
+    if start is not None:
+        if config != start.config:
+            raise ValueError(
+                "warm_start continues a fit with the same head, loss and normalizer, and their arguments or the data "
+                "have changed; set warm_start=False"
             )
-            head.observe(rows.categories)
-        loss = make_loss(config.loss.spec).to(device)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UnseenCategoryWarning)  # held-back rows may have new categories
-            z = normalizer(rows.target, rows.categories).to(next(head.parameters()).dtype)
-            history = train(
-                head,
-                loss,
-                rows._replace(x=rows.x.to(z.dtype), target=z),
-                options,
-                generator=generator,
-                validation=None
-                if held is None
-                else _in_dtype(held.to_rows(preprocessor, device, expect_unseen=True), z),
-                score=None if held is None else make_score(loss, normalizer, rows.target, config),
-                callbacks=callbacks,
-            )
-    return head, normalizer, history
+        model = copy.deepcopy(start).to(device)
+        model.options = options
+    else:
+        with seeded(seed, device):
+            model = TableModel(preprocessor, config, options, outputs, device=device, dtype=dtype)
+        _fit_statistics(model, training, processes)
+
+    def to_z(part: Part) -> Rows:
+        rows = _to_rows(model, part)
+        z = rows.target if model.normalizer is None else model.normalizer(rows.target, rows.categories)
+        return rows._replace(target=z.to(model.dtype))
+
+    loss = make_loss(config.loss.spec).to(device)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UnseenCategoryWarning)  # held-back rows may have new categories
+        history = train(
+            model.head,
+            loss,
+            training.data(to_z),
+            options,
+            seed=seed,
+            processes=processes,
+            validation=None if validation is None else validation.data(lambda part: _to_rows(model, part)),
+            score=None if validation is None else _make_score(loss, model),
+            callbacks=callbacks,
+            checkpoint=checkpoint,
+        )
+    return model, history
 
 
-def _in_dtype(rows: Rows, like: Tensor) -> Rows:
-    return rows._replace(x=rows.x.to(like.dtype))
+class _Mine:
+    """The rows of ``parts`` that this process holds, without those of weight 0.
+
+    Attributes:
+        sizes: Rows of each part over all processes, known once it was read.
+    """
+
+    def __init__(self, parts: Sequence[Part], processes: Processes) -> None:
+        self.sizes = [0] * len(parts)
+        self._parts, self._processes = parts, processes
+
+    def __iter__(self) -> Iterator[Part]:
+        return map(self.part, range(len(self._parts)))
+
+    def part(self, index: int) -> Part:
+        """One part, read anew unless it is in memory."""
+        part = self._parts[index]
+        if part.weight is not None:
+            part = part.take(part.weight > 0)
+        self.sizes[index] = len(part.target)
+        return part if self._processes.size == 1 else part.take(self._processes.share)
+
+    def data(self, transform: Callable[[Part], Rows]) -> Data:
+        """As tensors: all of them now, or one chunk after the other when it is wanted."""
+        if isinstance(self._parts, list):
+            return Data([transform(part) for part in self], self.sizes)
+        return Data(Lazy(len(self._parts), lambda index: transform(self.part(index))), self.sizes)
 
 
-def make_normalizer(config: RegressionConfig) -> CategoryNormalizer:
-    assert config.normalizer is not None  # make_config gives one
-    options = dict(vars(config.normalizer))
-    cardinalities = config.head.cardinalities or {}
-    return CategoryNormalizer({column: cardinalities[column] for column in options.pop("by")}, **options)
+def _fit_statistics(model: TableModel, parts: Iterable[Part], processes: Processes) -> None:
+    """Fit the normalizer, and tell the head which ids have training rows."""
+    for part in parts:
+        rows = _to_rows(model, part)
+        if model.normalizer is not None:
+            model.normalizer.partial_fit(rows.target, rows.categories, weight=rows.weight)
+        model.head.observe(rows.categories)
+    if processes.size > 1:
+        if model.normalizer is not None:
+            model.normalizer.all_reduce()
+        model.head.all_reduce()
 
 
-def make_score(loss: nn.Module, normalizer: CategoryNormalizer, target: Tensor, config: RegressionConfig) -> Score:
+def _to_rows(model: TableModel, part: Part) -> Rows:
+    """As tensors; the target is float64 and in its own units."""
+    x, ids = model.preprocessor.transform(part, model.dtype, expect_unseen=True)
+    device = model.device
+    weight = None if part.weight is None else torch.from_numpy(part.weight).to(device)
+    ids = {column: i.to(device) for column, i in ids.items()}
+    return Rows(x.to(device), ids, torch.from_numpy(part.target).to(device), weight)
+
+
+def _make_score(loss: nn.Module, model: TableModel) -> Score:
     """The loss in the units of the target, each divided by its standard deviation so that all count alike."""
-    scale = target.std(0, correction=0)
-    scale = torch.where(scale > 0, scale, 1.0)
-    point = config.head.quantiles is None
+    point = model.config.head.quantiles is None
+    scale = torch.from_numpy(model.preprocessor.target_scale).to(model.device)
 
     def score(preds: Tensor, rows: Rows) -> float:
-        own = normalizer.inverse(preds.to(torch.float64), rows.categories, output_dim=-1 if point else -2)
-        own = own / (scale if point else scale[:, None])
-        value: Tensor = loss(own, rows.target / scale, weight=rows.weight)
+        own = model.to_own_units(preds.to(torch.float64), rows.categories)
+        value: Tensor = loss(own / (scale if point else scale[:, None]), rows.target / scale, weight=rows.weight)
         return value.item()
 
     return score

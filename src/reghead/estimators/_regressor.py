@@ -1,5 +1,6 @@
 """The scikit-learn regressor."""
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self
 
@@ -8,6 +9,7 @@ import torch
 from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import (
+    _check_sample_weight,
     check_array,
     check_consistent_length,
     check_is_fitted,
@@ -17,11 +19,13 @@ from sklearn.utils.validation import (
 from reghead._checks import check_choice
 from reghead.categories import CategoryEncoder
 from reghead.config import MoEConfig, RegressionConfig
-from reghead.estimators._fit import fit_parts
-from reghead.estimators._settings import make_config
-from reghead.estimators._split import Part, as_frequencies, held_back, validation_labels
-from reghead.estimators._table import Column, FloatArray, Preprocessor, names_of, target_names, validate_mixed
-from reghead.estimators._training import History, TrainingOptions, predict, progress
+from reghead.estimators._fit import fit_model
+from reghead.estimators._model import TableModel
+from reghead.estimators._part import FloatArray, Part
+from reghead.estimators._settings import arguments_of, make_config
+from reghead.estimators._split import as_frequencies, held_back, validation_labels
+from reghead.estimators._table import Column, names_of, split_columns, target_names, validate_mixed
+from reghead.estimators._training import History, TrainingOptions, progress
 from reghead.functional import nearest_level
 from reghead.heads import RegressionHead
 from reghead.normalization import CategoryNormalizer
@@ -61,7 +65,10 @@ class HeadRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
             transform of the target that belongs to it.
         bounds: Lowest and highest prediction, in units of the target.
         learnable_scale: One learnable scale and bias per target.
+        partial_pooling: Pulls the categories of ``scaler`` and ``wide`` to the population: the variance of the noise over
+            that of the effects.
         unknown_dropout: Share of training rows whose categories are hidden, so that the unknown is trained too.
+        ensemble: Members that share the hidden layers' weights and predict by their mean.
         loss: The type of loss, as in :class:`~reghead.config.LossConfig`; ``"quantile"`` predicts quantiles.
         quantiles: Levels of a quantile loss; (0.1, 0.5, 0.9) if left out.
         delta: Where the Huber losses turn linear, in standard deviations of the normalized target.
@@ -70,6 +77,7 @@ class HeadRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         base: What the asymmetric loss multiplies.
         expectile: Level of the expectile loss.
         per_output: Target, by name or position, to a loss of its own.
+        normalize: Whether the target is standardised at all.
         normalize_by: Columns whose combinations have a mean and a standard deviation of their own.
         shrinkage: ``"none"`` or ``"empirical_bayes"``; see :class:`~reghead.normalization.CategoryNormalizer`.
         fallback: ``"global"`` or ``"additive"``, for combinations not seen.
@@ -92,9 +100,10 @@ class HeadRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
 
     Attributes:
         head_: The fitted head.
-        normalizer_: The fitted normalizer of the target.
+        normalizer_: The fitted normalizer of the target, or None with ``normalize=False``.
         encoder_: The labels of the categories, or None.
         config_: Everything as a :class:`~reghead.config.RegressionConfig`.
+        target_names_: Names of the targets.
         history_: Lists with one entry per epoch: ``train_loss``, ``validation_loss`` where rows are held back, and
             ``load_balancing_loss`` and ``expert_utilization`` with experts.
         n_iter_: Epochs trained in the last fit.
@@ -111,8 +120,9 @@ class HeadRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
     encoder_: CategoryEncoder | None
     head_: RegressionHead
     history_: History
-    normalizer_: CategoryNormalizer
-    _preprocessor: Preprocessor
+    normalizer_: CategoryNormalizer | None
+    target_names_: tuple[str, ...]
+    _model: TableModel
 
     def __init__(
         self,
@@ -134,7 +144,9 @@ class HeadRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         output_activation: str | None = None,
         bounds: tuple[float, float] | None = None,
         learnable_scale: bool = False,
+        partial_pooling: float = 0.0,
         unknown_dropout: float = 0.0,
+        ensemble: int = 1,
         loss: str = "huber",
         quantiles: Sequence[float] | None = None,
         delta: float = 1.0,
@@ -143,6 +155,7 @@ class HeadRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         base: str = "mse",
         expectile: float = 0.5,
         per_output: Mapping[str | int, Any] | None = None,
+        normalize: bool = True,
         normalize_by: Sequence[Column] = (),
         shrinkage: str = "none",
         fallback: str = "global",
@@ -188,54 +201,67 @@ class HeadRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         options = self._options()
         continued = self.warm_start and hasattr(self, "head_")
         table, target = self._validate_fit(X, y, reset=not continued)
-        names = names_of(X if hasattr(X, "columns") else table)
-        outputs = target_names(y, target)
+        names, outputs = names_of(X if hasattr(X, "columns") else table), target_names(y, target)
         config = make_config(self, names, outputs)
-        preprocessor = self._preprocessor if continued else Preprocessor(names, config.head.columns)
-        part = self._part(preprocessor, table, target, sample_weight)
+        part = self._part(table, names, config.head.columns, target, sample_weight)
         if part.weight is not None:
             part = part.take(part.weight > 0)
         rng = check_random_state(self.random_state)
         held = None
         if self._stops_early(len(part.target), eval_set is not None):
             if eval_set is not None:
-                held = self._read_eval_set(eval_set, preprocessor, part.target.shape[1])
+                held = self._read_eval_set(eval_set, names, config.head.columns, part.target.shape[1])
             else:
-                aside = held_back(
-                    len(part.target),
-                    self.validation_fraction,
-                    validation_labels(self.validation_by, preprocessor, part),
-                    rng,
-                )
+                labels = validation_labels(self.validation_by, names, part)
+                aside = held_back(len(part.target), self.validation_fraction, labels, rng)
                 held, part = part.take(aside), part.take(~aside)
-        if not continued:
-            preprocessor.fit(part.numbers, part.labels, part.weight)
-        encoder = preprocessor.encoder
-        cardinalities = None if encoder is None else encoder.cardinalities
-        config = config.with_data(in_features=preprocessor.in_features, cardinalities=cardinalities)
-        if continued and config != self.config_:
-            raise ValueError(
-                "warm_start continues a fit with the same head, loss and normalizer, and their arguments or the data "
-                "have changed; set warm_start=False"
-            )
-        models = (self.head_, self.normalizer_) if continued else None
         with progress("HeadRegressor", options.max_epochs, self.verbose) as callbacks:
-            self.head_, self.normalizer_, self.history_ = fit_parts(
-                preprocessor,
-                config,
-                options,
-                part,
-                held,
-                models=models,
+            model, history = fit_model(
+                [part],
+                None if held is None else [held],
+                names=names,
+                outputs=outputs,
+                config=config,
+                options=options,
+                dtype=torch.float32 if part.numbers.dtype == np.float32 else torch.float64,
                 device=torch.device(self.device),
                 seed=int(rng.randint(2**31 - 1)),
+                start=self._model if continued else None,
                 callbacks=callbacks,
             )
-        self._preprocessor, self.config_, self.encoder_ = preprocessor, config, encoder
-        self.n_iter_ = len(self.history_["train_loss"])
-        self._one_target = target.ndim == 1
-        self.target_names_ = outputs
+        self._adopt(model, history, one_target=target.ndim == 1)
         return self
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write what was fitted to ``path`` (safetensors), and its description beside it as readable JSON.
+
+        The description goes to the same name with ``.json`` added. Needs the extra ``safetensors``.
+        """
+        check_is_fitted(self)
+        self._model.save(path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """The fitted estimator that :meth:`save`, or ``reghead train``, wrote to ``path``.
+
+        Its arguments are those of the fit, but for ``random_state``, ``verbose`` and how rows were held back, which
+        are not written. Needs the extra ``safetensors``.
+
+        Raises:
+            ValueError: If the file is not a whole one, or not that of a fitted estimator.
+        """
+        model = TableModel.load(path)
+        estimator = cls(**arguments_of(model.config, model.options))
+        estimator._adopt(model, {}, one_target=len(model.outputs) == 1)
+        estimator.n_features_in_ = len(model.preprocessor.names)
+        estimator.feature_names_in_ = np.array(model.preprocessor.names, dtype=object)
+        return estimator
+
+    def _adopt(self, model: TableModel, history: History, *, one_target: bool) -> None:
+        self._model, self.history_, self._one_target = model, history, one_target
+        self.head_, self.normalizer_, self.encoder_ = model.head, model.normalizer, model.preprocessor.encoder
+        self.config_, self.target_names_ = model.config, model.outputs
+        self.n_iter_ = len(history.get("train_loss", ()))
 
     def predict(self, X: Any) -> FloatArray:  # noqa: N803
         """Point predictions in the units of the target, of shape (B,) or (B, D).
@@ -256,7 +282,7 @@ class HeadRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         """
         levels = self._levels()
         preds = self._predict(X)
-        for d, trained in enumerate(self._trained_levels()):
+        for d, trained in enumerate(self._model.trained_levels()):
             preds[:, d, [level not in trained for level in levels]] = np.nan
         return self._shaped(preds)
 
@@ -298,10 +324,14 @@ class HeadRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
             check_consistent_length(table, target)
         return table, np.array(target, dtype=np.float64)
 
-    def _part(self, preprocessor: Preprocessor, table: Any, target: FloatArray, sample_weight: Any) -> Part:
-        numbers, labels = preprocessor.split(table)
-        targets = target[:, None] if target.ndim == 1 else target
-        return Part(numbers, labels, targets, as_frequencies(sample_weight, len(numbers)))
+    def _part(
+        self, table: Any, names: Sequence[str], categories: Sequence[str], target: FloatArray, sample_weight: Any
+    ) -> Part:
+        numbers, labels = split_columns(table, names, categories)
+        weight = None
+        if sample_weight is not None:
+            weight = as_frequencies(_check_sample_weight(sample_weight, numbers, dtype=np.float64))
+        return Part(numbers, labels, target[:, None] if target.ndim == 1 else target, weight)
 
     def _stops_early(self, rows: int, has_eval_set: bool) -> bool:
         if self.early_stopping == "auto":
@@ -309,29 +339,26 @@ class HeadRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         return bool(self.early_stopping)
 
     def _validate(self, X: Any) -> Any:  # noqa: N803
-        if self._preprocessor.categories:
+        if self._model.preprocessor.categories:
             return validate_mixed(self, X, reset=False)
         return validate_data(self, X, reset=False, **_CHECKS)
 
-    def _read_eval_set(self, eval_set: Any, preprocessor: Preprocessor, targets: int) -> Part:
+    def _read_eval_set(self, eval_set: Any, names: Sequence[str], categories: Sequence[str], targets: int) -> Part:
         if not isinstance(eval_set, tuple | list) or len(eval_set) not in (2, 3):
             raise ValueError("eval_set must be (X, y) or (X, y, sample_weight)")
-        part = self._part(
-            preprocessor, *self._validate_fit(*eval_set[:2], reset=False), eval_set[2] if len(eval_set) == 3 else None
-        )
+        table, target = self._validate_fit(*eval_set[:2], reset=False)
+        part = self._part(table, names, categories, target, eval_set[2] if len(eval_set) == 3 else None)
         if part.target.shape[1] != targets:
             raise ValueError(f"eval_set must have as many targets as y, {targets}, got {part.target.shape[1]}")
         return part
 
     def _predict(self, X: Any) -> FloatArray:  # noqa: N803
         check_is_fitted(self)
-        x, ids = self._preprocessor.transform(*self._preprocessor.split(self._validate(X)))
-        device = next(self.head_.parameters()).device
-        x, ids = x.to(device, next(self.head_.parameters()).dtype), {c: i.to(device) for c, i in ids.items()}
-        preds = predict(self.head_, x, ids)
-        own = self.normalizer_.inverse(preds, ids, output_dim=-1 if self.config_.head.quantiles is None else -2)
-        result: FloatArray = own.cpu().numpy()
-        return result
+        names, categories = self._model.preprocessor.names, self._model.preprocessor.categories
+        numbers, labels = split_columns(self._validate(X), names, categories)
+        part = Part(numbers, labels, np.zeros((len(numbers), len(self.target_names_))), None)
+        preds: FloatArray = self._model.predict(part).numpy()
+        return preds
 
     def _shaped(self, preds: FloatArray) -> FloatArray:
         return preds[:, 0] if self._one_target else preds
@@ -342,12 +369,6 @@ class HeadRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         if levels is None:
             raise ValueError(f"loss={self.config_.loss.type!r} predicts no quantiles; fit with loss='quantile'")
         return levels
-
-    def _trained_levels(self) -> list[Sequence[float]]:
-        spec = self.config_.loss.spec
-        if spec["type"] != "per_output":
-            return [spec["quantiles"]] * self.config_.head.out_features
-        return [spec["losses"].get(name, spec["default"]).get("quantiles", ()) for name in self.target_names_]
 
 
 _CHECKS: dict[str, Any] = {"dtype": (np.float64, np.float32), "ensure_all_finite": "allow-nan"}

@@ -1,46 +1,19 @@
 """The rows to fit on, and those held back to stop early by."""
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from sklearn.utils.validation import _check_sample_weight
 
 from reghead._checks import check_number
 from reghead.categories import Vocabulary
-from reghead.estimators._table import FloatArray, Preprocessor, resolve
-from reghead.estimators._training import Rows
+from reghead.estimators._part import FloatArray, Part
+from reghead.estimators._table import resolve
 
 
-class Part(NamedTuple):
-    """One part of the data, before it is standardised."""
-
-    numbers: FloatArray  # (B, numeric columns)
-    labels: Mapping[str, Any]  # categorical column -> labels (B,)
-    target: FloatArray  # (B, D), in its own units
-    weight: FloatArray | None  # (B,)
-
-    def take(self, rows: npt.NDArray[np.bool_]) -> "Part":
-        """The rows where ``rows`` is True."""
-        labels = {column: np.asarray(values, dtype=object)[rows] for column, values in self.labels.items()}
-        weight = None if self.weight is None else self.weight[rows]
-        return Part(self.numbers[rows], labels, self.target[rows], weight)
-
-    def to_rows(self, preprocessor: Preprocessor, device: torch.device, *, expect_unseen: bool = False) -> Rows:
-        """As tensors; the target is float64 and in its own units."""
-        x, ids = preprocessor.transform(self.numbers, self.labels, expect_unseen=expect_unseen)
-        weight = None if self.weight is None else torch.from_numpy(self.weight).to(device)
-        ids = {column: i.to(device) for column, i in ids.items()}
-        return Rows(x.to(device), ids, torch.from_numpy(self.target).to(device), weight)
-
-
-def as_frequencies(sample_weight: Any, rows: int) -> FloatArray | None:
+def as_frequencies(weight: FloatArray) -> FloatArray:
     """Weights of shape (B,): as they are where all are integers, otherwise scaled to a mean of 1 over what counts."""
-    if sample_weight is None:
-        return None
-    weight: FloatArray = _check_sample_weight(sample_weight, np.zeros((rows, 1)), dtype=np.float64)
     if (weight < 0).any():
         raise ValueError(f"sample_weight must be non-negative, got {weight.min()}")
     counted = weight[weight > 0]
@@ -68,11 +41,11 @@ def held_back(rows: int, share: float, column: Any, rng: np.random.RandomState) 
     return np.isin(groups, rng.choice(distinct, size=count, replace=False))
 
 
-def validation_labels(column: str | int | None, preprocessor: Preprocessor, part: Part) -> Any:
+def validation_labels(column: str | int | None, names: Sequence[str], part: Part) -> Any:
     """The labels of the column to hold back by, or None."""
     if column is None:
         return None
-    (name,) = resolve("validation_by", [column], preprocessor.names)
+    (name,) = resolve("validation_by", [column], names)
     if name in part.labels:
         return part.labels[name]
-    return part.numbers[:, preprocessor.numeric.index(preprocessor.names.index(name))]
+    return part.numbers[:, [other for other in names if other not in part.labels].index(name)]

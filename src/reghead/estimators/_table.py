@@ -1,20 +1,14 @@
-"""From a table X to what a head takes: standardised numbers, and ids."""
+"""From a table X of scikit-learn's kinds to numbers and labels."""
 
-import warnings
-from collections.abc import Mapping, Sequence
-from typing import Any, Self, TypeAlias
+from collections.abc import Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
-import torch
 from sklearn.utils.validation import check_array, validate_data
-from torch import Tensor
 
 from reghead._checks import did_you_mean
-from reghead._warnings import UnseenCategoryWarning
-from reghead.categories import CategoryEncoder
+from reghead.estimators._part import FloatArray
 
-FloatArray: TypeAlias = npt.NDArray[np.floating[Any]]
 Column: TypeAlias = str | int
 
 
@@ -48,78 +42,24 @@ def resolve(option: str, columns: Any, names: Sequence[str]) -> tuple[str, ...]:
     return tuple(found)
 
 
-class Preprocessor:
-    """Numbers standardised by the mean and standard deviation of the training rows, and ids of the categories.
-
-    A missing number becomes the mean, and a column that has missing numbers in training brings an indicator of them.
-
-    Args:
-        names: All columns of X, in their order.
-        categories: The categorical ones among them.
-    """
-
-    def __init__(self, names: Sequence[str], categories: Sequence[str]) -> None:
-        self.names, self.categories = tuple(names), tuple(categories)
-        self.numeric = [i for i, name in enumerate(names) if name not in set(categories)]
-        self.encoder = CategoryEncoder(categories) if categories else None
-        self.mean = self.scale = np.zeros(len(self.numeric))
-        self.indicated: npt.NDArray[np.bool_] = np.zeros(len(self.numeric), bool)
-
-    @property
-    def in_features(self) -> int:
-        """Width of the features."""
-        return max(len(self.numeric) + int(self.indicated.sum()), 1)
-
-    def split(self, table: Any) -> tuple[FloatArray, dict[str, Any]]:
-        """The numbers of ``table``, of shape (B, number of numeric columns), and its categorical columns."""
-        if not self.categories:
-            return np.asarray(table), {}
-        if hasattr(table, "columns"):
-            labels: dict[str, Any] = {c: table[table.columns[self.names.index(c)]] for c in self.categories}
-            numbers = table[[table.columns[i] for i in self.numeric]] if self.numeric else None
-        else:
-            array = table if isinstance(table, np.ndarray) else np.array(table, dtype=object)
-            labels = {c: array[:, self.names.index(c)] for c in self.categories}
-            numbers = array[:, self.numeric] if self.numeric else None
-        if numbers is None:
-            return np.zeros((len(table), 0)), labels
-        checked = check_array(
-            numbers, dtype=(np.float64, np.float32), ensure_all_finite="allow-nan", input_name="the numbers of X"
-        )
-        return checked, labels
-
-    def fit(self, numbers: FloatArray, labels: Mapping[str, Any], weight: FloatArray | None) -> Self:
-        """Take mean, spread and labels of the training rows."""
-        present = ~np.isnan(numbers)
-        weights = present * (np.ones(len(numbers)) if weight is None else weight)[:, None]
-        total = np.maximum(weights.sum(0), np.finfo(np.float64).tiny)
-        values = np.where(present, numbers, 0.0).astype(np.float64)
-        self.mean = (weights * values).sum(0) / total
-        self.scale = np.sqrt((weights * (values - self.mean) ** 2).sum(0) / total)
-        # A constant column: what is left is the rounding of its mean.
-        self.scale[self.scale <= 1e-12 * np.abs(self.mean)] = 1.0
-        self.indicated = np.asarray(~present.all(axis=0))
-        if self.encoder is not None:
-            self.encoder.fit(labels)
-        return self
-
-    def transform(
-        self, numbers: FloatArray, labels: Mapping[str, Any], *, expect_unseen: bool = False
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Features, in the dtype of ``numbers``, and ids; a label not seen in training is 0."""
-        missing = np.isnan(numbers)
-        standardized = np.where(missing, 0.0, (numbers - self.mean) / self.scale)
-        # A head wants a feature: where all columns are categorical it gets one that is always 0.
-        blank = np.zeros((len(numbers), 0 if self.numeric else 1))
-        features = np.concatenate([standardized, missing[:, self.indicated], blank], axis=1)
-        if self.encoder is None:
-            ids: dict[str, Tensor] = {}
-        else:
-            with warnings.catch_warnings():
-                if expect_unseen:
-                    warnings.simplefilter("ignore", UnseenCategoryWarning)
-                ids = self.encoder.transform(labels)
-        return torch.from_numpy(features.astype(numbers.dtype)), ids
+def split_columns(table: Any, names: Sequence[str], categories: Sequence[str]) -> tuple[FloatArray, dict[str, Any]]:
+    """The numbers of ``table``, of shape (B, number of numeric columns), and its categorical columns."""
+    if not categories:
+        return np.asarray(table), {}
+    numeric = [i for i, name in enumerate(names) if name not in set(categories)]
+    if hasattr(table, "columns"):
+        labels: dict[str, Any] = {c: table[table.columns[names.index(c)]] for c in categories}
+        numbers = table[[table.columns[i] for i in numeric]] if numeric else None
+    else:
+        array = table if isinstance(table, np.ndarray) else np.array(table, dtype=object)
+        labels = {c: array[:, names.index(c)] for c in categories}
+        numbers = array[:, numeric] if numeric else None
+    if numbers is None:
+        return np.zeros((len(table), 0)), labels
+    checked = check_array(
+        numbers, dtype=(np.float64, np.float32), ensure_all_finite="allow-nan", input_name="the numbers of X"
+    )
+    return checked, labels
 
 
 def validate_mixed(estimator: Any, X: Any, *, reset: bool) -> Any:  # noqa: N803

@@ -1,34 +1,40 @@
-"""The training loop: mini-batches of tensors in memory, early stopping, and the best weights at the end."""
+"""The training loop: mini-batches, early stopping, the best weights at the end, and a state to go on from."""
 
 import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from reghead._checks import check_int, check_number
 from reghead._optional import import_optional
 from reghead._typing import Categories
-from reghead.functional import expert_utilization
+from reghead.estimators._data import Data, Rows, take_ids
+from reghead.estimators._processes import ALONE, Processes
+from reghead.estimators._state import TrainingState
 from reghead.heads import RegressionHead
+from reghead.nn import RoutingAux
 
 History: TypeAlias = dict[str, list[Any]]
 """One entry for each epoch: ``train_loss``, and ``validation_loss`` and the experts' where there are any."""
-Score: TypeAlias = Callable[[Tensor, "Rows"], float]
-"""From predictions in z, and the rows they are for, to a number that is better when lower."""
+Score: TypeAlias = Callable[[Tensor, Rows], float]
+"""From predictions in z, and the rows they are for, to a mean over them that is better when lower."""
 Callback: TypeAlias = Callable[[Mapping[str, list[Any]]], None]
 
 
-class Rows(NamedTuple):
-    """One part of the data, all on one device."""
+class Checkpoint(Protocol):
+    """Where the state of a training is kept between epochs."""
 
-    x: Tensor  # (B, F)
-    categories: Categories  # column -> ids (B,)
-    target: Tensor  # (B, D); z in training, what the score wants in validation
-    weight: Tensor | None = None  # (B,)
+    def restore(self) -> dict[str, Tensor] | None:
+        """The state to go on from, or None to start."""
+
+    def keep(self, state: Callable[[], dict[str, Tensor]]) -> None:
+        """Called after every epoch, with what makes its state."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,7 +43,7 @@ class TrainingOptions:
 
     Args:
         max_epochs: Passes over the training rows, at most.
-        batch_size: Rows in a step; all of them where there are no more.
+        batch_size: Rows in a step, over all processes; all of them where there are no more.
         lr: Learning rate of AdamW.
         categorical_lr: Learning rate of the tables of categories; ``lr`` if left out.
         weight_decay: Decoupled weight decay of weights and tables.
@@ -67,7 +73,7 @@ def predict(head: nn.Module, x: Tensor, categories: Categories, batch_size: int 
     head.eval()
     try:
         blocks = range(0, max(len(x), 1), batch_size)
-        return torch.cat([head(x[i : i + batch_size], _take(categories, slice(i, i + batch_size))) for i in blocks])
+        return torch.cat([head(x[i : i + batch_size], take_ids(categories, slice(i, i + batch_size))) for i in blocks])
     finally:
         head.train(was_training)
 
@@ -75,62 +81,74 @@ def predict(head: nn.Module, x: Tensor, categories: Categories, batch_size: int 
 def train(
     head: RegressionHead,
     loss: nn.Module,
-    rows: Rows,
+    data: Data,
     options: TrainingOptions,
     *,
-    generator: torch.Generator | None = None,
-    validation: Rows | None = None,
+    seed: int = 0,
+    processes: Processes = ALONE,
+    validation: Data | None = None,
     score: Score | None = None,
     callbacks: Iterable[Callback] = (),
+    checkpoint: Checkpoint | None = None,
 ) -> History:
     """Train ``head`` in place; with ``validation`` it ends with the weights of its best epoch, in eval mode.
+
+    Epochs are seeded one by one, so that a training that goes on from a checkpoint ends where it would have ended
+    without the break. No generator of torch's is left changed.
 
     Args:
         head: Any head; the losses that it returns beside its predictions are added.
         loss: Takes ``(preds, target, weight=)``; parameters of its own are trained without decay.
-        rows: The training rows, targets in z.
+        data: The training rows, targets in z.
         options: How to train.
-        generator: Draws the order of the rows, on the CPU.
+        seed: Of the order of the rows and of dropout.
+        processes: Those that train together, all with the same arguments but their own rows.
         validation: Rows to stop early by; needs ``score``.
         score: What is to fall on them, so that they can be judged in the target's own units.
         callbacks: Called after every epoch with the history so far.
+        checkpoint: Keeps the state after every epoch.
 
     Raises:
         RuntimeError: If the loss of an epoch is not finite.
     """
     if (validation is None) != (score is None):
         raise ValueError("validation and score go together: give both, to stop early, or neither")
-    optimizer = _optimizer(head, loss, options)
-    history: History = {"train_loss": []}
-    best_score, best_epoch, best = math.inf, 0, _snapshot(head, loss)
-    for epoch in range(options.max_epochs):
-        head.train()
-        for name, value in _epoch(head, loss, rows, optimizer, options, generator).items():
-            history.setdefault(name, []).append(value)
+    state = TrainingState(head, loss, _optimizer(head, loss, options))
+    restored = None if checkpoint is None else checkpoint.restore()
+    if restored is not None:
+        state.load(restored)
+    objective = _Objective(head, loss)
+    step = DistributedDataParallel(objective) if processes.size > 1 else objective
+    device = next(head.parameters()).device
+    history = state.history
+    while state.epoch < options.max_epochs and not (validation and state.epochs_since_best >= options.patience):
+        with seeded(_mix(seed, state.epoch, processes.rank), device):
+            head.train()
+            order = torch.Generator().manual_seed(_mix(seed, state.epoch))
+            batches = data.batches(options.batch_size, processes, order)
+            for name, value in _epoch(step, batches, state.optimizer, processes).items():
+                history.setdefault(name, []).append(value)
         if not math.isfinite(history["train_loss"][-1]):
             raise RuntimeError(
-                f"training diverged: the loss of epoch {epoch + 1} is {history['train_loss'][-1]}; "
+                f"training diverged: the loss of epoch {state.epoch} is {history['train_loss'][-1]}; "
                 f"lower lr, which is {options.lr}, or look for extreme values in the features"
             )
         if validation is not None and score is not None:
-            now = score(predict(head, validation.x, validation.categories), validation)
+            now = _score(head, validation, score, processes)
             history.setdefault("validation_loss", []).append(now)
-            if now < best_score:
-                best_score, best_epoch, best = now, epoch, _snapshot(head, loss)
+            state.judge(now)
         for callback in callbacks:
             callback(history)
-        if validation is not None and epoch - best_epoch >= options.patience:
-            break
+        if checkpoint is not None:
+            checkpoint.keep(state.tensors)
     if validation is not None:
-        with torch.no_grad():
-            for tensor, value in zip(_tensors(head, loss), best, strict=True):
-                tensor.copy_(value)
+        state.restore_best()
     head.eval()
     return history
 
 
 @contextlib.contextmanager
-def seeded(seed: int, device: torch.device) -> Iterator[torch.Generator]:
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Seed what initial weights and dropout draw from, and give it back as it was."""
     cuda = device.type == "cuda"
     with torch.random.fork_rng(devices=[device] if cuda else []):
@@ -138,7 +156,7 @@ def seeded(seed: int, device: torch.device) -> Iterator[torch.Generator]:
         if cuda:
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(seed)
-        yield torch.Generator().manual_seed(seed)
+        yield
 
 
 @contextlib.contextmanager
@@ -147,59 +165,80 @@ def progress(title: str, epochs: int, shown: bool) -> Iterator[list[Callback]]:
     if not shown:
         yield []
         return
-    with import_optional("tqdm", "sklearn").tqdm(total=epochs, desc=title) as bar:
+    with import_optional("tqdm", "sklearn").tqdm(total=epochs, desc=title, unit="epoch") as bar:
 
         def update(history: Mapping[str, list[Any]]) -> None:
-            bar.set_postfix({name: values[-1] for name, values in history.items() if name.endswith("_loss")})
-            bar.update()
+            shown = {name: f"{values[-1]:.4g}" for name, values in history.items() if name.endswith("_loss")}
+            if "expert_utilization" in history:
+                shown["experts"] = "/".join(f"{share:.0%}" for share in history["expert_utilization"][-1])
+            bar.set_postfix(shown, refresh=False)
+            bar.update(len(history["train_loss"]) - bar.n)
 
         yield [update]
 
 
+class _Objective(nn.Module):
+    """Head and loss as one module, so that processes share the gradients of both."""
+
+    def __init__(self, head: RegressionHead, loss: nn.Module) -> None:
+        super().__init__()
+        self.head, self.loss = head, loss
+
+    def forward(self, batch: Rows) -> tuple[Tensor, Tensor, RoutingAux | None]:
+        """What is minimised, the part of it that is the loss of the data, and what the router did."""
+        preds, aux = self.head(batch.x, batch.categories, return_aux=True)
+        target, weight = batch.target, batch.weight
+        if aux.members is not None:
+            # Each member learns by itself: the loss of their mean would let them cancel each other's errors.
+            preds, members = aux.members, len(aux.members)
+            target = target.expand(members, *target.shape)
+            weight = None if weight is None else weight.expand(members, *weight.shape)
+        data_loss = self.loss(preds, target, weight=weight)
+        return data_loss + sum(aux.losses.values()), data_loss, aux.routing
+
+
 def _epoch(
-    head: RegressionHead,
-    loss: nn.Module,
-    rows: Rows,
-    optimizer: torch.optim.Optimizer,
-    options: TrainingOptions,
-    generator: torch.Generator | None,
+    step: nn.Module, batches: Iterable[Rows], optimizer: torch.optim.Optimizer, processes: Processes
 ) -> dict[str, Any]:
     """Train on every row once, and return the means over the rows of what is to be remembered."""
-    n = len(rows.x)
-    total, mass = rows.x.new_zeros(()), rows.x.new_zeros(())
-    balance, used, routed = rows.x.new_zeros(()), rows.x.new_zeros(()), 0
-    for batch in _batches(rows, options.batch_size, generator):
+    sums: dict[str, Tensor] = {}
+
+    def add(name: str, value: Tensor) -> None:
+        sums[name] = sums[name] + value if name in sums else value
+
+    for batch in batches:
         optimizer.zero_grad(set_to_none=True)
-        preds, aux = head(batch.x, batch.categories, return_aux=True)
-        data_loss = loss(preds, batch.target, weight=batch.weight)
-        objective = data_loss
-        for extra in aux.losses.values():
-            objective = objective + extra
+        objective, data_loss, routing = step(batch)
+        rows = data_loss.new_tensor(len(batch.x))
+        mass = rows if batch.weight is None else batch.weight.sum()
+        if processes.size > 1:
+            # Gradients are averaged over processes, and this one counts by its share of the batch.
+            objective = objective * (processes.size * mass / processes.sum(mass.clone()))
         objective.backward()
         optimizer.step()
-        size = batch.weight.sum() if batch.weight is not None else len(batch.x)
-        total, mass = total + data_loss.detach() * size, mass + size
-        if aux.routing is not None:
-            rows_here = len(batch.x)
-            balance = balance + aux.routing.load_balancing_loss.detach() * rows_here
-            used = used + expert_utilization(aux.routing.routing_weights.detach()) * rows_here
-            routed += rows_here
-    means: dict[str, Any] = {"train_loss": (total / mass).item()}
-    if routed:
-        means |= {"load_balancing_loss": (balance / n).item(), "expert_utilization": (used / n).tolist()}
-    return means
+        add("mass", mass)
+        add("train_loss", data_loss.detach() * mass)
+        if routing is not None:
+            add("rows", rows)
+            add("load_balancing_loss", routing.load_balancing_loss.detach() * rows)
+            add("expert_utilization", routing.routing_weights.detach().sum(0))
+    for value in sums.values():
+        processes.sum(value)
+    means = {"train_loss": (sums["train_loss"] / sums["mass"]).item()}
+    return means | {
+        name: (sums[name] / sums["rows"]).tolist() for name in sums if name not in ("mass", "train_loss", "rows")
+    }
 
 
-def _batches(rows: Rows, batch_size: int, generator: torch.Generator | None) -> Iterable[Rows]:
-    """All rows at once where they fit, in the given order; otherwise shuffled."""
-    n = len(rows.x)
-    if n <= batch_size:
-        yield rows
-        return
-    order = torch.randperm(n, generator=generator).to(rows.x.device)
-    for index in torch.split(order, batch_size):
-        weight = None if rows.weight is None else rows.weight[index]
-        yield Rows(rows.x[index], _take(rows.categories, index), rows.target[index], weight)
+def _score(head: RegressionHead, validation: Data, score: Score, processes: Processes) -> float:
+    """The mean over the validation rows of all chunks and processes."""
+    total = torch.zeros(2, dtype=torch.float64)
+    for rows in validation.chunks:
+        if len(rows.x):
+            mass = len(rows.x) if rows.weight is None else rows.weight.sum().item()
+            total += torch.tensor([score(predict(head, rows.x, rows.categories), rows) * mass, mass])
+    value, mass = processes.sum(total.to(next(head.parameters()).device)).tolist()
+    return value / mass if mass else math.nan
 
 
 def _optimizer(head: RegressionHead, loss: nn.Module, options: TrainingOptions) -> torch.optim.Optimizer:
@@ -210,13 +249,6 @@ def _optimizer(head: RegressionHead, loss: nn.Module, options: TrainingOptions) 
     return torch.optim.AdamW(groups, fused=True)
 
 
-def _tensors(head: nn.Module, loss: nn.Module) -> list[Tensor]:
-    return [*head.parameters(), *head.buffers(), *loss.parameters()]
-
-
-def _snapshot(head: nn.Module, loss: nn.Module) -> list[Tensor]:
-    return [tensor.detach().clone() for tensor in _tensors(head, loss)]
-
-
-def _take(categories: Categories, index: Tensor | slice) -> dict[str, Tensor]:
-    return {column: ids[index] for column, ids in categories.items()}
+def _mix(*entropy: int) -> int:
+    """One seed from several numbers, unlike that of any other numbers."""
+    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1)
