@@ -27,7 +27,7 @@ def install(session: nox.Session, *requirements: str) -> None:
 @nox.session
 def lint(session: nox.Session) -> None:
     """Style, format, types, and imports that point down only."""
-    install(session, "--editable", ".[plots,sklearn]", "--group", "lint")
+    install(session, "--editable", ".[cli]", "--group", "lint")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("mypy")
@@ -37,14 +37,14 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def docs(session: nox.Session) -> None:
     """Build the documentation; a warning or a public name left out is an error."""
-    install(session, "--editable", ".[plots,sklearn]", "--group", "docs")
+    install(session, "--editable", ".[cli]", "--group", "docs")
     session.run("sphinx-build", "-W", "--keep-going", "--fresh-env", "-q", "docs", "docs/_build/html")
 
 
 @nox.session
 def tests(session: nox.Session) -> None:
     """Test all, with branch coverage on two processes, or run pytest with the arguments after ``--``."""
-    install(session, "--editable", ".[plots,sklearn]", "--group", "test")
+    install(session, "--editable", ".[cli]", "--group", "test")
     gate = ("-m", "slow or not slow", "-n", "2", "--cov", "--cov-branch", "--cov-report=term-missing:skip-covered")
     # Two processes with a thread for every core each are slower than two with one.
     session.run("pytest", *(session.posargs or gate), env={"OMP_NUM_THREADS": "1"})

@@ -1,0 +1,5 @@
+"""What a user of the command did not mean: told in one line, without a traceback."""
+
+
+class InputError(Exception):
+    """Something about the files or flags that the user can mend; the message says what, and how."""

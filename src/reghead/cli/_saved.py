@@ -1,0 +1,82 @@
+"""A finished training: the model in its folder, and what the table was like."""
+
+import contextlib
+import json
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from reghead.cli._errors import InputError
+from reghead.cli._files import sha256_of
+from reghead.cli._run_directory import MARK, RESULT
+from reghead.cli._schema import Schema
+from reghead.estimators._model import TableModel
+
+FORMAT = 1
+MODEL = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class SavedRun:
+    """What ``reghead train`` left.
+
+    Args:
+        model: Head, normalizer and preprocessing.
+        schema: What the columns of the table are for.
+        record: All of ``run.json``.
+    """
+
+    model: TableModel
+    schema: Schema
+    record: dict[str, Any]
+
+
+def load_run(folder: Path, device: str) -> SavedRun:
+    """Load what is in ``folder``, whole and as it was written.
+
+    Raises:
+        InputError: If it is not the folder of a finished training, was written by another version, or a file in it
+            was changed or cut short.
+    """
+    record = _read_record(folder)
+    try:
+        schema, expected = Schema.from_dict(record["schema"]), record["model"]["sha256"]
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{folder / RESULT} is damaged: it lacks {error}") from error
+    file = folder / MODEL
+    if not file.is_file():
+        raise InputError(f"{folder} has lost its model, {MODEL}; train again")
+    if sha256_of(file) != expected:
+        raise InputError(
+            f"{file} is not the file that training wrote: its SHA-256 is not the one in {RESULT}; copy it again whole"
+        )
+    try:
+        model = TableModel.load(file).to(device)
+    except (ValueError, RuntimeError) as error:
+        raise InputError(f"{file} cannot be loaded: {error}") from error
+    return SavedRun(model.eval(), schema, record)
+
+
+def _read_record(folder: Path) -> dict[str, Any]:
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder; give the --output-dir of reghead train")
+    if (folder / MARK).exists():
+        raise InputError(f"the training in {folder} has not finished; go on with it with --resume")
+    file = folder / RESULT
+    if not file.is_file():
+        raise InputError(f"{folder} is not a folder that reghead train wrote: it has no {RESULT}")
+    record: Any = None
+    with contextlib.suppress(ValueError, RecursionError):
+        record = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(record, dict) or "format" not in record:
+        raise InputError(f"{file} is damaged: it is not the JSON that reghead wrote")
+    if record["format"] != FORMAT:
+        raise InputError(
+            f"{folder} was written by reghead {record.get('library', {}).get('reghead', 'of another version')} in "
+            f"format {record['format']!r}, and reghead {metadata.version('reghead')} reads format {FORMAT}; "
+            "use that version, or train again"
+        )
+    if record.get("kind") != "model":
+        raise InputError(f"{folder} holds a {record.get('kind')}, not a model; give the --output-dir of reghead train")
+    return record

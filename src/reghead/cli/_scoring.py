@@ -1,0 +1,116 @@
+"""Predictions for the rows of a table, beside what they are compared with, and everything written about them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from reghead.cli._errors import InputError
+from reghead.cli._figures import Routing, draw_figures
+from reghead.cli._files import write_json, write_table
+from reghead.cli._parts import TableParts
+from reghead.cli._report import Report, Scored, make_report
+from reghead.cli._tables import Table
+from reghead.estimators._data import take_ids
+from reghead.estimators._model import TableModel
+from reghead.estimators._processes import ALONE, Processes
+
+_BLOCK = 8192  # rows
+
+
+def groupings(report_by: Sequence[str] | None, categories: Sequence[str], table: Table) -> list[tuple[str, ...]]:
+    """What reports are broken down by: one combination of columns, or each categorical column."""
+    if report_by is None:
+        return [(column,) for column in categories]
+    for column in report_by:
+        if column not in table.columns:
+            raise InputError(f"--report-by names the column {column!r}, which is not in {table.paths[0]}")
+    return [tuple(report_by)]
+
+
+def score_rows(
+    model: TableModel, parts: TableParts, by: Sequence[Sequence[str]], processes: Processes = ALONE
+) -> Scored | None:
+    """Predictions for all rows of ``parts``; None in the processes other than the first, which gets their share."""
+    shares, targets, weights = [], [], []
+    for part in parts:
+        shares.append(model.predict(part.take(processes.share)).to(torch.float64).numpy())
+        targets.append(part.target)
+        if part.weight is not None:
+            weights.append(part.weight)
+    gathered = processes.gather(shares)
+    if processes.rank != 0:
+        return None
+    preds = []
+    for chunk, target in enumerate(targets):
+        whole = np.empty((len(target), *gathered[0][chunk].shape[1:]))
+        for rank, mine in enumerate(gathered):
+            whole[rank :: processes.size] = mine[chunk]
+        preds.append(whole)
+    return Scored(
+        torch.from_numpy(np.concatenate(preds)),
+        torch.from_numpy(np.concatenate(targets)),
+        parts.labels({column for columns in by for column in columns}),
+        torch.from_numpy(np.concatenate(weights)) if weights else None,
+    )
+
+
+def report_of(model: TableModel, scored: dict[str, Scored], by: Sequence[Sequence[str]]) -> Report:
+    """All metrics of ``scored``."""
+    levels, outputs = model.trained_levels(), model.outputs
+    return make_report(scored, outputs=outputs, levels=levels, all_levels=model.config.head.quantiles, by=by)
+
+
+def write_report(
+    folder: Path,
+    model: TableModel,
+    report: Report,
+    parts: TableParts,
+    scored: Scored,
+    *,
+    part: str,
+    by: Sequence[Sequence[str]],
+    history: dict[str, list[Any]],
+    figures: bool,
+) -> list[str]:
+    """Write metrics and figures into ``folder``; return a line for each figure that could not be drawn."""
+    write_json(folder / "metrics.json", report.metrics)
+    write_table(folder / "per_category.csv", report.rows)
+    if not figures:
+        return []
+    return draw_figures(
+        folder / "figures",
+        scored,
+        part=part,
+        outputs=model.outputs,
+        levels=model.trained_levels(),
+        all_levels=model.config.head.quantiles,
+        by=by,
+        history=history,
+        head=model.head,
+        encoder=model.preprocessor.encoder,
+        routing=_routing(model, parts),
+    )
+
+
+@torch.no_grad()
+def _routing(model: TableModel, parts: TableParts) -> Routing | None:
+    """What the router did with every row, by the column that it routes by, or by the first where that is none."""
+    moe, encoder = model.config.head.moe, model.preprocessor.encoder
+    if moe is None or encoder is None:
+        return None
+    column = (*moe.routing, *encoder.columns)[0]
+    weights: list[Tensor] = []
+    found: list[Tensor] = []
+    for part in parts:
+        x, ids = model.preprocessor.transform(part, model.dtype, expect_unseen=True)
+        for rows in torch.arange(len(x)).split(_BLOCK):  # type: ignore[no-untyped-call]
+            block = {name: i.to(model.device) for name, i in take_ids(ids, rows).items()}
+            aux = model.head(x[rows].to(model.device), block, return_aux=True)[1]
+            assert aux.routing is not None  # it has experts
+            weights.append(aux.routing.routing_weights.cpu())
+        found.append(ids[column])
+    return torch.cat(weights), torch.cat(found), encoder.vocabularies[column].labels

@@ -1,0 +1,281 @@
+"""``reghead train``."""
+
+import argparse
+import contextlib
+import dataclasses
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rich.console
+import torch
+import torch.distributed as dist
+
+from reghead.cli._checkpoint import FileCheckpoint
+from reghead.cli._errors import InputError
+from reghead.cli._files import data_fingerprint, library_fingerprint, sha256_of, write_json, write_table
+from reghead.cli._flags import MODEL_FLAGS, REPORT, RUN, TRAIN_FLAGS
+from reghead.cli._parser import settings_of
+from reghead.cli._parts import TableParts
+from reghead.cli._run_directory import RESULT, RunDirectory
+from reghead.cli._saved import FORMAT, MODEL
+from reghead.cli._schema import Schema, check_training, choose_schema
+from reghead.cli._scoring import groupings, report_of, score_rows, write_report
+from reghead.cli._tables import Table, open_table
+from reghead.config import config_from_args
+from reghead.estimators._fit import fit_model
+from reghead.estimators._model import TableModel
+from reghead.estimators._processes import ALONE, Processes
+from reghead.estimators._split import as_frequencies, held_back
+from reghead.estimators._training import History, TrainingOptions, progress
+
+_ENOUGH_TO_HOLD_BACK = 200  # rows
+_CHECKPOINT = "checkpoint.safetensors"
+_MAY_CHANGE = ("--max-epochs", "--patience", "--rows-in-memory")  # in a training that goes on
+
+
+def run(args: argparse.Namespace) -> None:
+    """Train as ``args`` say."""
+    settings = settings_of(args)
+    for name, dest in (("TABLE", "table"), ("--target", "target"), ("--output-dir", "output_dir")):
+        if dest not in settings:
+            raise InputError(f"reghead train needs {name}; reghead train --help lists the flags")
+    config = config_from_args(_normalized(settings), outputs=settings["target"]).on_target_scale()
+    options = _options(settings)
+    with _joined(settings.get("device", "cpu")) as (processes, device):
+        first = processes.rank == 0
+        folder = (
+            RunDirectory(
+                settings["output_dir"],
+                overwrite=first and settings.get("overwrite", False),
+                resume=first and settings.get("resume", False),
+            )
+            if first
+            else None
+        )
+        table = _open(settings, settings["table"])
+        schema = _schema(table, settings)
+        check_training(table, schema)
+        data = _Split.of(table, schema, settings)
+        by = groupings(settings.get("report_by"), schema.categories, table)
+        with folder or contextlib.nullcontext():
+            path = Path(processes.gather(str(folder.path) if folder else None)[0])
+            checkpoint = FileCheckpoint(path / _CHECKPOINT, _identity(settings, data), writes=first)
+            with _kept(folder, checkpoint):
+                with progress("training", options.max_epochs, first and not settings.get("quiet")) as callbacks:
+                    model, history = fit_model(
+                        data.training.in_memory(),
+                        None if data.validation is None else data.validation.in_memory(),
+                        names=(*schema.features, *schema.categories),
+                        outputs=schema.targets,
+                        config=config,
+                        options=options,
+                        dtype=getattr(torch, settings.get("dtype", "float32")),
+                        device=device,
+                        seed=settings.get("seed", 0),
+                        processes=processes,
+                        callbacks=callbacks,
+                        checkpoint=checkpoint,
+                    )
+                _write(folder, checkpoint, model, history, data, by, settings, processes)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Split:
+    """The rows to train on, and those to stop early by."""
+
+    training: TableParts
+    validation: TableParts | None
+    tables: Mapping[str, Table]
+
+    @classmethod
+    def of(cls, table: Table, schema: Schema, settings: Mapping[str, Any]) -> "_Split":
+        unit = _weight_unit(table, schema)
+        by, share = settings.get("validation_by"), settings.get("validation_fraction")
+        if "validation_table" in settings:
+            if by is not None or share is not None:
+                raise InputError(
+                    "--validation-table takes the place of --validation-fraction and --validation-by; give one of them"
+                )
+            other = _open(settings, settings["validation_table"])
+            validation = TableParts(other, schema, weight_unit=unit)
+            return cls(TableParts(table, schema, None, unit), validation, {"training": table, "validation": other})
+        if share is None:
+            share = 0.1 if table.rows >= _ENOUGH_TO_HOLD_BACK or by is not None else 0.0
+        if share == 0.0:
+            if by is not None:
+                raise InputError("--validation-by does nothing with --validation-fraction 0; keep one of them")
+            return cls(TableParts(table, schema, None, unit), None, {"training": table})
+        labels = None
+        if by is not None:
+            if by not in table.columns:
+                raise InputError(f"--validation-by names the column {by!r}, which is not in {table.paths[0]}")
+            labels = table.column(by)
+            if labels.nunique(dropna=False) < 2:
+                raise InputError(f"--validation-by {by} needs at least two categories, to hold one back")
+        aside = held_back(table.rows, share, labels, np.random.RandomState(settings.get("seed", 0)))
+        training, validation = (TableParts(table, schema, keep, unit) for keep in (~aside, aside))
+        return cls(training, validation, {"training": table})
+
+
+def _normalized(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """With the target standardised, unless that was decided; a sigmoid also takes targets at the bounds."""
+    decided = {"normalize_targets", "normalize_targets_by", "bounded_targets"} & settings.keys()
+    return {**settings} if decided else {**settings, "normalize_targets": True}
+
+
+def _options(settings: Mapping[str, Any]) -> TrainingOptions:
+    names = {field.name for field in dataclasses.fields(TrainingOptions)}
+    return TrainingOptions(**{name: value for name, value in settings.items() if name in names})
+
+
+def _open(settings: Mapping[str, Any], path: str) -> Table:
+    id_column = settings.get("id_column")
+    text = [*settings.get("categorical_columns", ()), *([id_column] if id_column else [])]
+    optional = {name: settings[name] for name in ("metadata", "rows_in_memory") if name in settings}
+    return open_table(path, id_column=id_column, text_columns=text, **optional)
+
+
+def _schema(table: Table, settings: Mapping[str, Any]) -> Schema:
+    return choose_schema(
+        table,
+        targets=settings["target"],
+        categories=settings.get("categorical_columns", ()),
+        features=settings.get("feature_columns"),
+        exclude=settings.get("exclude_columns", ()),
+        id_column=settings.get("id_column"),
+        weight_column=settings.get("weight_column"),
+        impute=settings.get("impute_missing", False),
+    )
+
+
+def _weight_unit(table: Table, schema: Schema) -> float:
+    """What weights are divided by: 1 for integers, which count as repeated rows, and otherwise their mean."""
+    if schema.weight_column is None:
+        return 1.0
+    weight = table.column(schema.weight_column).to_numpy(dtype=np.float64)
+    counted = weight > 0
+    return float(weight[counted][0] / as_frequencies(weight)[counted][0])
+
+
+def _identity(settings: Mapping[str, Any], data: _Split) -> dict[str, Any]:
+    """What a training that goes on must have in common with its beginning."""
+    flags = [flag for flag in (*TRAIN_FLAGS, *MODEL_FLAGS) if flag.group not in (RUN, REPORT)]
+    identity = {flag.name: settings.get(flag.dest) for flag in flags if flag.name not in _MAY_CHANGE}
+    for name, table in data.tables.items():
+        identity[f"the SHA-256 of the {name} table"] = [sha256_of(path) for path in table.paths]
+    return identity
+
+
+@contextlib.contextmanager
+def _joined(device: str) -> Iterator[tuple[Processes, torch.device]]:
+    """The processes that ``torchrun`` started, or this one alone."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    try:
+        where = torch.device(device)
+        torch.empty(0, device=where)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from error
+    if size == 1:
+        yield ALONE, where
+        return
+    if where.type == "cuda" and where.index is None:
+        where = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(where)
+    dist.init_process_group("nccl" if where.type == "cuda" else "gloo")
+    try:
+        yield Processes(dist.get_rank(), size), where
+    finally:
+        dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _kept(folder: RunDirectory | None, checkpoint: FileCheckpoint) -> Iterator[None]:
+    """After an error keep the last state; where there is none leave nothing behind."""
+    try:
+        yield
+    except BaseException as error:
+        if folder is not None:
+            with contextlib.suppress(InputError, OSError):
+                checkpoint.flush()
+            kept = checkpoint.path.exists()
+            if not kept:
+                folder.discard()
+            if isinstance(error, KeyboardInterrupt):
+                raise KeyboardInterrupt(
+                    f"interrupted; what was trained so far is in {folder.path}, and the same command with --resume "
+                    "goes on with it"
+                    if kept
+                    else "interrupted before the first epoch was done; nothing was written"
+                ) from None
+        raise
+
+
+def _write(
+    folder: RunDirectory | None,
+    checkpoint: FileCheckpoint,
+    model: TableModel,
+    history: History,
+    data: _Split,
+    by: Sequence[Sequence[str]],
+    settings: Mapping[str, Any],
+    processes: Processes,
+) -> None:
+    """Write everything that training leaves, by the first of all processes."""
+    parts = {"training": data.training} | ({} if data.validation is None else {"validation": data.validation})
+    scored = {name: score_rows(model, rows, by, processes) for name, rows in parts.items()}
+    found = {name: rows for name, rows in scored.items() if rows is not None}
+    if folder is None:
+        return
+    report, shown = report_of(model, found, by), list(parts)[-1]
+    path = folder.path
+    model.save(path / MODEL)
+    write_table(path / "history.csv", _history_rows(history))
+    problems = write_report(
+        path,
+        model,
+        report,
+        parts[shown],
+        found[shown],
+        part=shown,
+        by=by,
+        history=history,
+        figures=not settings.get("no_figures"),
+    )
+    run_flags = {flag.dest for flag in TRAIN_FLAGS if flag.group == RUN and flag.dest != "device"}
+    write_json(path / "config.json", {name: value for name, value in settings.items() if name not in run_flags})
+    record = {
+        "format": FORMAT,
+        "kind": "model",
+        "library": library_fingerprint(),
+        "data": {name: data_fingerprint(table, data.training.schema) for name, table in data.tables.items()},
+        "schema": data.training.schema.to_dict(),
+        "processes": processes.size,
+        "model": {"file": MODEL, "sha256": sha256_of(path / MODEL)},
+    }
+    write_json(path / RESULT, record)
+    checkpoint.path.unlink(missing_ok=True)
+    written = folder.commit()
+    if not settings.get("quiet"):
+        console = rich.console.Console()
+        report.print(console, shown)
+        for problem in problems:
+            console.print(problem, markup=False)
+        epochs = len(history["train_loss"])
+        console.print(f"Trained {epochs} epochs; everything is in {written}", markup=False, soft_wrap=True)
+
+
+def _history_rows(history: History) -> list[dict[str, Any]]:
+    """One row for each epoch; the experts have a column each."""
+    rows = []
+    for epoch, values in enumerate(zip(*history.values(), strict=True), start=1):
+        row: dict[str, Any] = {"epoch": epoch}
+        for name, value in zip(history, values, strict=True):
+            if isinstance(value, list):
+                row |= {f"{name}_{expert}": share for expert, share in enumerate(value)}
+            else:
+                row[name] = value
+        rows.append(row)
+    return rows
