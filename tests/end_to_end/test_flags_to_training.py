@@ -25,7 +25,8 @@ LINES = [
     "--target-transform log1p --learnable-output-scale",
     f"{COLUMNS} --conditional-output-scaling location,season --scaling-compose additive",
     f"{COLUMNS} --categorical-fusion add --regressor-hidden-dims 16 --film-conditioning location,season",
-    f"{COLUMNS} --wide-columns location,season --unknown-dropout 0.5 --categorical-embed-dim 3",
+    f"{COLUMNS} --wide-columns location,season --unknown-dropout 0.5 --categorical-embed-dim 3 --partial-pooling 3",
+    "--regressor-hidden-dims 16 --ensemble 4",
     "--loss-type quantile",
     "--loss-type quantile --quantiles 0.05,0.5,0.95 --allow-crossing --bounded-targets",
     f"--loss-type quantile --normalize-targets --output-activation exp {COLUMNS} --conditional-output-scaling season",
@@ -34,6 +35,7 @@ LINES = [
     """--loss-config '{"pH": "mse", "yield": {"type": "quantile", "quantiles": [0.1, 0.5, 0.9]}}'""",
     """--loss-config '{"yield": "mae"}' --output-activation softplus --normalize-targets""",
     f"{COLUMNS} --moe-experts 4 --moe-routing location --regressor-hidden-dims 16 --moe-load-balancing-weight 0.01",
+    f"{COLUMNS} --moe-experts 2 --moe-routing season --moe-mix parameters",
     "--moe-experts 3 --moe-gate top_k --moe-top-k 2 --regressor-hidden-dims 16 --moe-temperature 0.5",
     f"{COLUMNS} --moe-experts 2 --moe-routing season --moe-gate hard --regressor-hidden-dims 8 --loss-type quantile "
     "--film-conditioning location --conditional-output-scaling location --normalize-targets-by location "

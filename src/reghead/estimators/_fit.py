@@ -24,6 +24,8 @@ def fit_model(
     *,
     names: Sequence[str],
     outputs: tuple[str, ...],
+    names_given: bool = True,
+    one_dimensional: bool | None = None,
     config: RegressionConfig,
     options: TrainingOptions,
     dtype: torch.dtype,
@@ -42,6 +44,8 @@ def fit_model(
         held: Rows to stop early by, or None.
         names: All columns of the table, in their order.
         outputs: Names of the targets.
+        names_given: Whether the table named its columns.
+        one_dimensional: Whether the target had shape ``(B,)``; if left out, whether there is one.
         config: Of head, loss and normalizer; the sizes of the data are filled in.
         options: How to train.
         dtype: Of the features and parameters.
@@ -73,7 +77,16 @@ def fit_model(
         model.options = options
     else:
         with seeded(seed, device):
-            model = TableModel(preprocessor, config, options, outputs, device=device, dtype=dtype)
+            model = TableModel(
+                preprocessor,
+                config,
+                options,
+                outputs,
+                names_given=names_given,
+                one_dimensional=len(outputs) == 1 if one_dimensional is None else one_dimensional,
+                device=device,
+                dtype=dtype,
+            )
         _fit_statistics(model, training, processes)
 
     def to_z(part: Part) -> Rows:

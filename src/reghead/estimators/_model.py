@@ -16,7 +16,7 @@ from reghead.estimators._training import TrainingOptions, predict
 from reghead.heads import RegressionHead
 from reghead.normalization import CategoryNormalizer
 
-_STATE = ("mean", "scale", "indicated")
+_STATE = ("mean", "scale", "indicated", "target_scale")
 
 
 class TableModel(SelfDescribing):
@@ -27,6 +27,8 @@ class TableModel(SelfDescribing):
         config: Of head, loss and normalizer, with the sizes of the data.
         options: How the head was, or will be, trained.
         outputs: Names of the targets.
+        names_given: Whether the table named its columns.
+        one_dimensional: Whether the target had shape ``(B,)``.
         device: Where the parameters live.
         dtype: Of the parameters.
     """
@@ -42,11 +44,14 @@ class TableModel(SelfDescribing):
         options: TrainingOptions,
         outputs: tuple[str, ...],
         *,
+        names_given: bool = True,
+        one_dimensional: bool = False,
         device: torch.device | None = None,
         dtype: torch.dtype,
     ) -> None:
         super().__init__()
         self.preprocessor, self.config, self.options, self.outputs = preprocessor, config, options, outputs
+        self.names_given, self.one_dimensional = names_given, one_dimensional
         for name, value in preprocessor.state().items():
             self.register_buffer(name, value)
         self.head = RegressionHead.from_config(config.head, encoder=preprocessor.encoder, device=device, dtype=dtype)
@@ -90,8 +95,10 @@ class TableModel(SelfDescribing):
         encoder = self.preprocessor.encoder
         return {
             "columns": list(self.preprocessor.names),
+            "names_given": self.names_given,
             "rows": self.preprocessor.rows,
             "outputs": list(self.outputs),
+            "one_dimensional": self.one_dimensional,
             "dtype": str(self.dtype).removeprefix("torch."),
             "encoder": None if encoder is None else encoder.to_dict(),
             "config": self.config.to_dict(),
@@ -107,12 +114,14 @@ class TableModel(SelfDescribing):
             if description["encoder"] is not None:
                 preprocessor.encoder = CategoryEncoder.from_dict(description["encoder"])
             options, outputs = TrainingOptions(**description["training"]), tuple(description["outputs"])
+            preprocessor.target_scale = np.ones(len(outputs))
+            shapes = {name: description[name] for name in ("names_given", "one_dimensional")}
             dtype = {"float32": torch.float32, "float64": torch.float64}[description["dtype"]]
         except (KeyError, TypeError) as error:
             raise ValueError(f"the description of a fitted table model is not complete: {error}") from error
-        return cls(preprocessor, config, options, outputs, dtype=dtype)
+        return cls(preprocessor, config, options, outputs, **shapes, dtype=dtype)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         for name in _STATE:
-            setattr(self.preprocessor, name, np.array(getattr(self, name).cpu()))
+            setattr(self.preprocessor, name, getattr(self, name).cpu().numpy().copy())

@@ -93,7 +93,8 @@ class Preprocessor:
 
     def state(self) -> dict[str, Any]:
         """What was learned from the numbers, as tensors."""
-        return {name: torch.from_numpy(np.array(getattr(self, name))) for name in ("mean", "scale", "indicated")}
+        names = ("mean", "scale", "indicated", "target_scale")
+        return {name: torch.from_numpy(getattr(self, name).copy()) for name in names}
 
     def _estimate(self) -> None:
         assert self._moments is not None

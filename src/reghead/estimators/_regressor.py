@@ -65,8 +65,8 @@ class HeadRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
             transform of the target that belongs to it.
         bounds: Lowest and highest prediction, in units of the target.
         learnable_scale: One learnable scale and bias per target.
-        partial_pooling: Pulls the categories of ``scaler`` and ``wide`` to the population: the variance of the noise over
-            that of the effects.
+        partial_pooling: Pulls the categories of ``scaler`` and ``wide`` to the population: the variance of the noise
+            over that of the effects.
         unknown_dropout: Share of training rows whose categories are hidden, so that the unknown is trained too.
         ensemble: Members that share the hidden layers' weights and predict by their mean.
         loss: The type of loss, as in :class:`~reghead.config.LossConfig`; ``"quantile"`` predicts quantiles.
@@ -221,6 +221,8 @@ class HeadRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
                 None if held is None else [held],
                 names=names,
                 outputs=outputs,
+                names_given=hasattr(self, "feature_names_in_"),
+                one_dimensional=target.ndim == 1,
                 config=config,
                 options=options,
                 dtype=torch.float32 if part.numbers.dtype == np.float32 else torch.float64,
@@ -229,7 +231,7 @@ class HeadRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
                 start=self._model if continued else None,
                 callbacks=callbacks,
             )
-        self._adopt(model, history, one_target=target.ndim == 1)
+        self._adopt(model, history)
         return self
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -252,13 +254,14 @@ class HeadRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         """
         model = TableModel.load(path)
         estimator = cls(**arguments_of(model.config, model.options))
-        estimator._adopt(model, {}, one_target=len(model.outputs) == 1)
+        estimator._adopt(model, {})
         estimator.n_features_in_ = len(model.preprocessor.names)
-        estimator.feature_names_in_ = np.array(model.preprocessor.names, dtype=object)
+        if model.names_given:
+            estimator.feature_names_in_ = np.array(model.preprocessor.names, dtype=object)
         return estimator
 
-    def _adopt(self, model: TableModel, history: History, *, one_target: bool) -> None:
-        self._model, self.history_, self._one_target = model, history, one_target
+    def _adopt(self, model: TableModel, history: History) -> None:
+        self._model, self.history_ = model, history
         self.head_, self.normalizer_, self.encoder_ = model.head, model.normalizer, model.preprocessor.encoder
         self.config_, self.target_names_ = model.config, model.outputs
         self.n_iter_ = len(history.get("train_loss", ()))
@@ -361,7 +364,7 @@ class HeadRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         return preds
 
     def _shaped(self, preds: FloatArray) -> FloatArray:
-        return preds[:, 0] if self._one_target else preds
+        return preds[:, 0] if self._model.one_dimensional else preds
 
     def _levels(self) -> tuple[float, ...]:
         check_is_fitted(self)
