@@ -52,9 +52,16 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def quickstart(session: nox.Session) -> None:
-    """Run the main example from start to end."""
+    """Run the command ``reghead`` on a real table: train, evaluate, predict."""
+    install(session, "--editable", ".[cli,examples]")
+    session.run("python", "examples/command_line.py", *(session.posargs or ("--output-dir", "build/ames")))
+
+
+@nox.session
+def library(session: nox.Session) -> None:
+    """Run the example that puts the parts together in a training loop of its own."""
     install(session, "--editable", ".[examples]")
-    session.run("python", "examples/quickstart.py", *session.posargs)
+    session.run("python", "examples/quickstart.py", *(session.posargs or ("--output-dir", "build")))
 
 
 @nox.session(venv_backend="venv")

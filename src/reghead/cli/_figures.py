@@ -34,6 +34,7 @@ Draw: TypeAlias = Callable[["matplotlib.figure.Figure"], None]
 Routing: TypeAlias = tuple[Tensor, Tensor, Sequence[object]]
 """Routing weights ``(N, E)``, ids ``(N,)`` of the routing column, and the labels of ids 1 to K - 1."""
 LEARNED = "normalized target"
+ROUTING = "mean routing weight"
 
 
 def draw_figures(
@@ -181,7 +182,7 @@ def _of_training(history: Mapping[str, Sequence[Any]]) -> Iterator[tuple[str, Dr
     utilization = history.get("expert_utilization", ())
     if len(utilization):
         experts = zip(*utilization, strict=True)
-        panels.append(("mean routing weight", {f"expert {e}": values for e, values in enumerate(experts)}))
+        panels.append((ROUTING, {f"expert {e}": values for e, values in enumerate(experts)}))
     if history.get("load_balancing_loss"):
         panels.append(("load balancing\n(1: even)", {"load balancing": history["load_balancing_loss"]}))
     if not panels:
@@ -194,6 +195,8 @@ def _of_training(history: Mapping[str, Sequence[Any]]) -> Iterator[tuple[str, Dr
         for ax, (label, curves) in zip(grid[:, 0], panels, strict=True):
             plot_history(curves, ax=ax)
             ax.set(ylabel=label, xlabel="epoch" if ax is grid[-1, 0] else "")
+            if label == ROUTING:
+                ax.set_ylim(bottom=0.0)  # an expert that nobody uses is at 0, and small differences look small
             legend = ax.get_legend()
             if len(curves) == 1:
                 legend.remove()

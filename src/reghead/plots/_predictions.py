@@ -110,6 +110,10 @@ def plot_predictions(
         marks.set_zorder(2 if pool else 3)
         handles.append(marks)
     ax.set(xlabel=label_with_units("predicted", units), ylabel=label_with_units("observed", units))
+    largest = float(torch.cat([q.flatten(), y]).abs().max()) if len(y) else 0.0
+    if 1e4 <= largest < 1e9:  # what matplotlib writes without separators
+        ax.xaxis.set_major_formatter("{x:,.10g}")
+        ax.yaxis.set_major_formatter("{x:,.10g}")
     if categories is not None:
         add_legend(ax, handles, [name for name, _ in series], loc="upper left")  # the line leaves it free
     return ax
