@@ -26,8 +26,9 @@ def check_choice(name: str, value: object, choices: Collection[object]) -> None:
 
 def did_you_mean(value: object, choices: Iterable[object]) -> str:
     """``"; did you mean 'x'?"`` when a choice is close to ``value``, else the empty string."""
-    close = difflib.get_close_matches(str(value), [str(c) for c in choices if c is not None], n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    names = {str(choice).casefold(): str(choice) for choice in choices if choice is not None}
+    close = difflib.get_close_matches(str(value).casefold(), names, n=1)
+    return f"; did you mean {names[close[0]]!r}?" if close else ""
 
 
 def check_int(name: str, value: object, minimum: int = 1) -> int:

@@ -1,5 +1,6 @@
 """The state of a training in a file, written again every few seconds."""
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -46,8 +47,8 @@ class FileCheckpoint:
         for name, value in self.identity.items():
             if theirs.get(name) != decode_json(encode_json(value)):
                 raise InputError(
-                    f"--resume goes on with the same training, and {name} was {theirs.get(name)!r} there and is "
-                    f"{value!r} now; give the same, or start anew with --overwrite"
+                    f"--resume goes on with the same training, and {name} was {_shown(theirs.get(name))} there and is "
+                    f"{_shown(value)} now; give the same, or start anew with --overwrite"
                 )
         return state
 
@@ -69,7 +70,14 @@ class FileCheckpoint:
             try:
                 partial.write_bytes(content)
                 os.replace(partial, self.path)
+            except OSError as error:
+                raise InputError(f"cannot write {self.path}: {error.strerror or error}") from error
             finally:
-                partial.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    partial.unlink()
             self._latest, self._written_at = None, time.monotonic()
         return self.path.exists()
+
+
+def _shown(value: object) -> str:
+    return "not given" if value is None else repr(value)

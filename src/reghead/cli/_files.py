@@ -29,6 +29,7 @@ from reghead.cli._tables import DELIMITERS, PARQUET, Table, table_suffix
 _PathLike: TypeAlias = str | os.PathLike[str]
 _USERS_TO_MEND = {
     errno.ENOSPC: "no space left on the device",
+    errno.EFBIG: "the file would be larger than it may be",
     errno.EDQUOT: "the disk quota is used up",
     errno.EACCES: "permission denied",
     errno.EPERM: "permission denied",

@@ -21,13 +21,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0, or 2 after an error, which is told in one line on standard error.
     """
     traceback = "--traceback" in (sys.argv[1:] if argv is None else argv)
-    rank = int(os.environ.get("RANK", "0"))
     try:
-        with _plain_warnings(), _terminated_is_interrupted():
+        with _plain_warnings(), _interrupted_once():
             args = make_parser().parse_args(argv)
             _command(args.command)(args)
         return 0
     except KeyboardInterrupt as error:
+        tells = os.environ.get("RANK", "0") == "0"  # which knows what was kept
         message = str(error) or "interrupted; nothing was written"
     except BrokenPipeError:
         # The reader of a pipe, such as head, has what it wants. Python would complain when it flushes at exit.
@@ -36,9 +36,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (InputError, ValueError, TypeError, RuntimeError, OSError, ImportError, MemoryError) as error:
         if traceback:
             raise
-        message = _describe(error)
-    if rank == 0 or "interrupted" not in message:
-        print(f"reghead: error: {' '.join(message.split())}" + (f" (process {rank})" if rank else ""), file=sys.stderr)
+        # Processes that have not met yet all fail alike: the first of each machine tells.
+        notes = getattr(error, "__notes__", [])
+        tells = os.environ.get("LOCAL_RANK", "0") == "0" or bool(notes)
+        message = " ".join([_describe(error), *notes])
+    if tells:
+        print(f"reghead: error: {' '.join(message.split())}", file=sys.stderr)
     return 2
 
 
@@ -75,18 +78,25 @@ def _plain_warnings() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _terminated_is_interrupted() -> Iterator[None]:
-    """A scheduler's SIGTERM is as Ctrl-C: what was trained so far is kept."""
+def _interrupted_once() -> Iterator[None]:
+    """A scheduler's SIGTERM is as Ctrl-C, and neither comes twice: what was trained is then being kept."""
+    before: dict[signal.Signals, Any] = {}
 
     def interrupt(signum: int, frame: FrameType | None) -> NoReturn:
+        for number in before:
+            signal.signal(number, signal.SIG_IGN)
         raise KeyboardInterrupt
 
-    try:
-        before = signal.signal(signal.SIGTERM, interrupt)
-    except ValueError:  # not the main thread, which alone has signals
-        yield
-        return
+    for number in (signal.SIGINT, signal.SIGTERM):
+        handler = signal.getsignal(number)
+        if handler in (None, signal.SIG_IGN):  # as in the background of a shell script
+            continue
+        try:
+            before[number] = signal.signal(number, interrupt)
+        except ValueError:  # not the main thread, which alone has signals
+            break
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from reghead._checks import did_you_mean
 from reghead.cli._errors import InputError
-from reghead.cli._flags import EVALUATE_FLAGS, MODEL_FLAGS, PREDICT_FLAGS, TRAIN_FLAGS
+from reghead.cli._flags import EVALUATE_FLAGS, MODEL_FLAGS, PATH, PREDICT_FLAGS, TRAIN_FLAGS
 from reghead.config import Flag, add_arguments
 from reghead.config._base import parse_json
 
@@ -24,7 +24,10 @@ _WHAT = {
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; {self.prog} --help lists the flags")
+        unknown = message.removeprefix("unrecognized arguments: ")
+        flags = {flag.name for flag in (*ALL_TRAIN_FLAGS, *PREDICT_FLAGS, *EVALUATE_FLAGS)}
+        guess = "" if unknown == message else did_you_mean(unknown.split()[0].partition("=")[0], flags)
+        raise InputError(f"{message}{guess}; {self.prog} --help lists the flags")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -66,9 +69,15 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     flags = {flag.dest: flag for flag in ALL_TRAIN_FLAGS}
     given: dict[str, Any] = {}
     for dest, value in (_read_config(args.config, flags) if args.config else {}).items():
-        given[dest] = value if dest == "table" else flags[dest].kind.parse(flags[dest].name, value)
-        if dest != "table" and flags[dest].kind.action == "switch":
-            given[dest] = value
+        if dest == "table":
+            given[dest] = PATH.parse("table", value)
+            continue
+        kind = flags[dest].kind
+        parsed = kind.parse(flags[dest].name, value)
+        if kind.action != "switch":
+            given[dest] = value if parsed is None else parsed  # None is kept for "not given"
+        elif value:
+            given[dest] = True
     given |= {dest: value for dest, value in vars(args).items() if value is not None and dest in {*flags, "table"}}
     given.pop("config", None)
     for flag in ALL_TRAIN_FLAGS:

@@ -1,6 +1,7 @@
 """``reghead predict``."""
 
 import argparse
+import os
 import sys
 from collections import Counter
 from pathlib import Path
@@ -20,6 +21,8 @@ from reghead.functional import nearest_level
 
 def run(args: argparse.Namespace) -> None:
     """Predict as ``args`` say."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError("reghead predict runs in one process; start it without torchrun")
     if args.output is not None and Path(args.output).is_file() and not args.overwrite:
         raise InputError(f"{args.output} is there already; choose another --output, or give --overwrite")
     saved = load_run(Path(args.model), args.device or "cpu")

@@ -7,6 +7,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from reghead.cli._errors import InputError
 from reghead.cli._files import sha256_of
 from reghead.cli._run_directory import MARK, RESULT
@@ -41,9 +43,11 @@ def load_run(folder: Path, device: str) -> SavedRun:
     """
     record = _read_record(folder)
     try:
-        schema, expected = Schema.from_dict(record["schema"]), record["model"]["sha256"]
+        schema, expected = Schema.from_dict(record.get("schema")), record["model"]["sha256"]
+    except InputError as error:
+        raise InputError(f"{folder / RESULT} is damaged: {error}") from error
     except (KeyError, TypeError) as error:
-        raise InputError(f"{folder / RESULT} is damaged: it lacks {error}") from error
+        raise InputError(f"{folder / RESULT} is damaged: it lacks the SHA-256 of the model") from error
     file = folder / MODEL
     if not file.is_file():
         raise InputError(f"{folder} has lost its model, {MODEL}; train again")
@@ -51,11 +55,26 @@ def load_run(folder: Path, device: str) -> SavedRun:
         raise InputError(
             f"{file} is not the file that training wrote: its SHA-256 is not the one in {RESULT}; copy it again whole"
         )
+    where = usable_device(device)
     try:
-        model = TableModel.load(file).to(device)
+        model = TableModel.load(file)
     except (ValueError, RuntimeError) as error:
-        raise InputError(f"{file} cannot be loaded: {error}") from error
-    return SavedRun(model.eval(), schema, record)
+        raise InputError(f"{file} cannot be loaded: {error}; use the reghead that wrote it, or train again") from error
+    return SavedRun(model.to(where).eval(), schema, record)
+
+
+def usable_device(name: str) -> torch.device:
+    """The device that ``--device`` names.
+
+    Raises:
+        InputError: If there is none of that name here.
+    """
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"--device {name} cannot be used: {str(error).splitlines()[0]}; choose cpu") from error
+    return device
 
 
 def _read_record(folder: Path) -> dict[str, Any]:
@@ -72,11 +91,15 @@ def _read_record(folder: Path) -> dict[str, Any]:
     if not isinstance(record, dict) or "format" not in record:
         raise InputError(f"{file} is damaged: it is not the JSON that reghead wrote")
     if record["format"] != FORMAT:
+        library = record.get("library")
+        version = library.get("reghead") if isinstance(library, dict) else None
         raise InputError(
-            f"{folder} was written by reghead {record.get('library', {}).get('reghead', 'of another version')} in "
+            f"{folder} was written by reghead {version or 'of another version'} in "
             f"format {record['format']!r}, and reghead {metadata.version('reghead')} reads format {FORMAT}; "
             "use that version, or train again"
         )
     if record.get("kind") != "model":
-        raise InputError(f"{folder} holds a {record.get('kind')}, not a model; give the --output-dir of reghead train")
+        raise InputError(
+            f"{folder} is the record of an evaluation, not a model; give the --output-dir of reghead train"
+        )
     return record

@@ -215,7 +215,7 @@ def to_part(frame: DataFrame, schema: Schema, *, first_row: int = 0, training: b
     features = np.empty((rows, len(schema.features)))
     for j, column in enumerate(schema.features):
         values = numbers_of(_get(frame, column), f"feature {column!r}", first_row)
-        _check_feature(values, column, first_row, impute=schema.impute)
+        _check_feature(values, column, first_row, impute=schema.impute, training=training)
         features[:, j] = values
     labels = {column: _labels(_get(frame, column), column) for column in schema.categories}
     target: FloatArray = np.full((rows, len(schema.targets)), np.nan)
@@ -258,15 +258,20 @@ def _labels(values: Series, column: str) -> Series:
     return values
 
 
-def _check_feature(values: FloatArray, column: str, first_row: int, *, impute: bool) -> None:
+def _check_feature(values: FloatArray, column: str, first_row: int, *, impute: bool, training: bool) -> None:
     infinite = np.isinf(values)
     if infinite.any():
         raise InputError(f"feature {column!r} must be finite, got {_value(values, infinite, first_row)}")
     missing = np.isnan(values)
     if not impute and missing.any():
+        way_out = (
+            "--impute-missing takes the mean of the training rows and adds an indicator"
+            if training
+            else "fill them, or train with --impute-missing"
+        )
         raise InputError(
             f"feature {column!r} has no value in {missing.sum()} of {len(values)} rows, first in row "
-            f"{_first(missing, first_row)}; --impute-missing takes the mean of the training rows and adds an indicator"
+            f"{_first(missing, first_row)}; {way_out}"
         )
 
 

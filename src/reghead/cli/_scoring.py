@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from reghead._checks import did_you_mean
 from reghead.cli._errors import InputError
 from reghead.cli._figures import Routing, draw_figures
 from reghead.cli._files import write_json, write_table
@@ -27,7 +28,10 @@ def groupings(report_by: Sequence[str] | None, categories: Sequence[str], table:
         return [(column,) for column in categories]
     for column in report_by:
         if column not in table.columns:
-            raise InputError(f"--report-by names the column {column!r}, which is not in {table.paths[0]}")
+            raise InputError(
+                f"--report-by names the column {column!r}, which is not in {table.paths[0]}"
+                f"{did_you_mean(column, table.columns)}"
+            )
     return [tuple(report_by)]
 
 

@@ -4,24 +4,28 @@ import argparse
 import contextlib
 import dataclasses
 import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import rich.console
 import torch
 import torch.distributed as dist
 
+from reghead._checks import did_you_mean
 from reghead.cli._checkpoint import FileCheckpoint
 from reghead.cli._errors import InputError
 from reghead.cli._files import data_fingerprint, library_fingerprint, sha256_of, write_json, write_table
 from reghead.cli._flags import MODEL_FLAGS, REPORT, RUN, TRAIN_FLAGS
 from reghead.cli._parser import settings_of
 from reghead.cli._parts import TableParts
-from reghead.cli._run_directory import RESULT, RunDirectory
-from reghead.cli._saved import FORMAT, MODEL
-from reghead.cli._schema import Schema, check_training, choose_schema
+from reghead.cli._report import Report
+from reghead.cli._run_directory import MARK, RESULT, RunDirectory
+from reghead.cli._saved import FORMAT, MODEL, usable_device
+from reghead.cli._schema import Schema, check_training, choose_schema, numbers_of
 from reghead.cli._scoring import groupings, report_of, score_rows, write_report
 from reghead.cli._tables import Table, open_table
 from reghead.config import config_from_args
@@ -29,7 +33,7 @@ from reghead.estimators._fit import fit_model
 from reghead.estimators._model import TableModel
 from reghead.estimators._processes import ALONE, Processes
 from reghead.estimators._split import as_frequencies, held_back
-from reghead.estimators._training import History, TrainingOptions, progress
+from reghead.estimators._training import DivergedError, History, TrainingOptions, progress
 
 _ENOUGH_TO_HOLD_BACK = 200  # rows
 _CHECKPOINT = "checkpoint.safetensors"
@@ -44,42 +48,38 @@ def run(args: argparse.Namespace) -> None:
             raise InputError(f"reghead train needs {name}; reghead train --help lists the flags")
     config = config_from_args(_normalized(settings), outputs=settings["target"]).on_target_scale()
     options = _options(settings)
-    with _joined(settings.get("device", "cpu")) as (processes, device):
-        first = processes.rank == 0
-        folder = (
-            RunDirectory(
-                settings["output_dir"],
-                overwrite=first and settings.get("overwrite", False),
-                resume=first and settings.get("resume", False),
-            )
-            if first
-            else None
-        )
+    _check_held_back(settings)
+    with _joined(usable_device(settings.get("device", "cpu"))) as (processes, device):
+        first, quiet = processes.rank == 0, settings.get("quiet", False)
+        place = {name: settings.get(name, False) for name in ("overwrite", "resume")}
+        folder = RunDirectory(settings["output_dir"], **place) if first else None
         table = _open(settings, settings["table"])
         schema = _schema(table, settings)
         check_training(table, schema)
         data = _Split.of(table, schema, settings)
-        by = groupings(settings.get("report_by"), schema.categories, table)
-        with folder or contextlib.nullcontext():
-            path = Path(processes.gather(str(folder.path) if folder else None)[0])
-            checkpoint = FileCheckpoint(path / _CHECKPOINT, _identity(settings, data), writes=first)
-            with _kept(folder, checkpoint):
-                with progress("training", options.max_epochs, first and not settings.get("quiet")) as callbacks:
-                    model, history = fit_model(
-                        data.training.in_memory(),
-                        None if data.validation is None else data.validation.in_memory(),
-                        names=(*schema.features, *schema.categories),
-                        outputs=schema.targets,
-                        config=config,
-                        options=options,
-                        dtype=getattr(torch, settings.get("dtype", "float32")),
-                        device=device,
-                        seed=settings.get("seed", 0),
-                        processes=processes,
-                        callbacks=callbacks,
-                        checkpoint=checkpoint,
-                    )
-                _write(folder, checkpoint, model, history, data, by, settings, processes)
+        # Of every table: a column that one lacks is not to be found out when the training is done.
+        by, *_ = [groupings(settings.get("report_by"), schema.categories, each) for each in data.tables.values()]
+        path = Path(processes.gather(str(folder.path) if folder else None)[0])
+        checkpoint = FileCheckpoint(path / _CHECKPOINT, _identity(settings, data), writes=first)
+        with folder or contextlib.nullcontext(), _kept(folder, checkpoint):
+            with progress("training", options.max_epochs, first and not quiet) as callbacks:
+                model, history = fit_model(
+                    data.training.in_memory(),
+                    None if data.validation is None else data.validation.in_memory(),
+                    names=(*schema.features, *schema.categories),
+                    outputs=schema.targets,
+                    config=config,
+                    options=options,
+                    dtype=getattr(torch, settings.get("dtype", "float32")),
+                    device=device,
+                    seed=settings.get("seed", 0),
+                    processes=processes,
+                    callbacks=callbacks,
+                    checkpoint=checkpoint,
+                )
+            written = _write(folder, checkpoint, model, history, data, by, settings, processes)
+    if written is not None and not quiet:
+        _print(written)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,29 +95,49 @@ class _Split:
         unit = _weight_unit(table, schema)
         by, share = settings.get("validation_by"), settings.get("validation_fraction")
         if "validation_table" in settings:
-            if by is not None or share is not None:
-                raise InputError(
-                    "--validation-table takes the place of --validation-fraction and --validation-by; give one of them"
-                )
             other = _open(settings, settings["validation_table"])
+            _check_weights(schema, {"validation": (other, None)})
             validation = TableParts(other, schema, weight_unit=unit)
             return cls(TableParts(table, schema, None, unit), validation, {"training": table, "validation": other})
         if share is None:
             share = 0.1 if table.rows >= _ENOUGH_TO_HOLD_BACK or by is not None else 0.0
         if share == 0.0:
-            if by is not None:
-                raise InputError("--validation-by does nothing with --validation-fraction 0; keep one of them")
             return cls(TableParts(table, schema, None, unit), None, {"training": table})
         labels = None
         if by is not None:
             if by not in table.columns:
-                raise InputError(f"--validation-by names the column {by!r}, which is not in {table.paths[0]}")
+                raise InputError(
+                    f"--validation-by names the column {by!r}, which is not in {table.paths[0]}"
+                    f"{did_you_mean(by, table.columns)}"
+                )
             labels = table.column(by)
             if labels.nunique(dropna=False) < 2:
                 raise InputError(f"--validation-by {by} needs at least two categories, to hold one back")
         aside = held_back(table.rows, share, labels, np.random.RandomState(settings.get("seed", 0)))
+        _check_weights(schema, {"training": (table, ~aside), "validation": (table, aside)})
         training, validation = (TableParts(table, schema, keep, unit) for keep in (~aside, aside))
         return cls(training, validation, {"training": table})
+
+
+def _check_held_back(settings: Mapping[str, Any]) -> None:
+    by, share = settings.get("validation_by"), settings.get("validation_fraction")
+    if "validation_table" in settings and (by is not None or share is not None):
+        raise InputError(
+            "--validation-table takes the place of --validation-fraction and --validation-by; give one of them"
+        )
+    if share == 0.0 and by is not None:
+        raise InputError("--validation-by does nothing with --validation-fraction 0; keep one of them")
+
+
+def _check_weights(schema: Schema, parts: Mapping[str, tuple[Table, npt.NDArray[np.bool_] | None]]) -> None:
+    """Refuse a part in which no row counts: there would be nothing to learn from, or to stop by."""
+    column = schema.weight_column
+    if column is None:
+        return
+    for name, (table, keep) in parts.items():
+        weight = numbers_of(table.column(column), f"weight {column!r}")
+        if not (weight if keep is None else weight[keep]).any():
+            raise InputError(f"weight {column!r} is zero in every {name} row; hold back other rows, or more of them")
 
 
 def _normalized(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -170,25 +190,37 @@ def _identity(settings: Mapping[str, Any], data: _Split) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _joined(device: str) -> Iterator[tuple[Processes, torch.device]]:
-    """The processes that ``torchrun`` started, or this one alone."""
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    try:
-        where = torch.device(device)
-        torch.empty(0, device=where)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from error
-    if size == 1:
-        yield ALONE, where
+def _joined(device: torch.device) -> Iterator[tuple[Processes, torch.device]]:
+    """The processes that ``torchrun`` started, or this one alone; an error is told by the first that has one."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield ALONE, device
         return
-    if where.type == "cuda" and where.index is None:
-        where = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-        torch.cuda.set_device(where)
-    dist.init_process_group("nccl" if where.type == "cuda" else "gloo")
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+    from torch.distributed.rendezvous import rendezvous  # not in every build
+
+    store, rank, size = next(rendezvous("env://"))
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=store, rank=rank, world_size=size)
     try:
-        yield Processes(dist.get_rank(), size), where
+        yield Processes(rank, size), device
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt) and rank:
+            raise  # the first process tells
+        if not _is_first_to_fail(store):
+            raise SystemExit(2) from error  # it has the same error, or lost the connection to the one that has
+        if rank:
+            error.add_note(f"(process {rank})")
+        raise
     finally:
         dist.destroy_process_group()
+
+
+def _is_first_to_fail(store: Any) -> bool:
+    try:
+        return bool(store.add("reghead failed", 1) == 1)
+    except RuntimeError:  # the store is gone, with the process that held it
+        return False
 
 
 @contextlib.contextmanager
@@ -197,19 +229,25 @@ def _kept(folder: RunDirectory | None, checkpoint: FileCheckpoint) -> Iterator[N
     try:
         yield
     except BaseException as error:
-        if folder is not None:
-            with contextlib.suppress(InputError, OSError):
-                checkpoint.flush()
-            kept = checkpoint.path.exists()
-            if not kept:
-                folder.discard()
-            if isinstance(error, KeyboardInterrupt):
-                raise KeyboardInterrupt(
-                    f"interrupted; what was trained so far is in {folder.path}, and the same command with --resume "
-                    "goes on with it"
-                    if kept
-                    else "interrupted before the first epoch was done; nothing was written"
-                ) from None
+        if folder is None:
+            raise
+        if isinstance(error, DivergedError):  # as it would again
+            folder.discard()
+            raise
+        with contextlib.suppress(InputError):
+            checkpoint.flush()
+        kept = checkpoint.path.exists()
+        if not kept:
+            folder.discard()
+        how = f"what was trained so far is in {folder.path}, and the same command with --resume goes on with it"
+        if isinstance(error, KeyboardInterrupt):
+            without = "interrupted before the first epoch was done; nothing was written"
+            raise KeyboardInterrupt(f"interrupted; {how}" if kept else without) from None
+        system = error if isinstance(error, OSError) else error.__cause__
+        if isinstance(system, OSError):
+            # Not always with a file: the bytes of a file in memory are written without its name.
+            what = str(error) if error is not system else f"{system.filename or folder.path}: {system.strerror}"
+            raise InputError(f"{what}; {how if kept else 'nothing was written'}") from error
         raise
 
 
@@ -222,15 +260,17 @@ def _write(
     by: Sequence[Sequence[str]],
     settings: Mapping[str, Any],
     processes: Processes,
-) -> None:
+) -> "_Written | None":
     """Write everything that training leaves, by the first of all processes."""
     parts = {"training": data.training} | ({} if data.validation is None else {"validation": data.validation})
     scored = {name: score_rows(model, rows, by, processes) for name, rows in parts.items()}
     found = {name: rows for name, rows in scored.items() if rows is not None}
     if folder is None:
-        return
+        return None
     report, shown = report_of(model, found, by), list(parts)[-1]
     path = folder.path
+    for left in {*path.iterdir()} - {path / MARK, checkpoint.path}:  # by one that was interrupted here
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
     model.save(path / MODEL)
     write_table(path / "history.csv", _history_rows(history))
     problems = write_report(
@@ -256,15 +296,30 @@ def _write(
         "model": {"file": MODEL, "sha256": sha256_of(path / MODEL)},
     }
     write_json(path / RESULT, record)
-    checkpoint.path.unlink(missing_ok=True)
-    written = folder.commit()
-    if not settings.get("quiet"):
-        console = rich.console.Console()
-        report.print(console, shown)
-        for problem in problems:
-            console.print(problem, markup=False)
-        epochs = len(history["train_loss"])
-        console.print(f"Trained {epochs} epochs; everything is in {written}", markup=False, soft_wrap=True)
+    output_dir = folder.commit()
+    (output_dir / _CHECKPOINT).unlink(missing_ok=True)
+    return _Written(output_dir, report, shown, problems, len(history["train_loss"]))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Written:
+    """What there is to say about a training whose results are in their place."""
+
+    output_dir: Path
+    report: Report
+    shown: str
+    problems: Sequence[str]
+    epochs: int
+
+
+def _print(written: _Written) -> None:
+    console = rich.console.Console()
+    written.report.print(console, written.shown)
+    for problem in written.problems:
+        console.print(problem, markup=False)
+    console.print(
+        f"Trained {written.epochs} epochs; everything is in {written.output_dir}", markup=False, soft_wrap=True
+    )
 
 
 def _history_rows(history: History) -> list[dict[str, Any]]:

@@ -27,6 +27,10 @@ Score: TypeAlias = Callable[[Tensor, Rows], float]
 Callback: TypeAlias = Callable[[Mapping[str, list[Any]]], None]
 
 
+class DivergedError(RuntimeError):
+    """The loss is no longer finite, and further training would not make it so."""
+
+
 class Checkpoint(Protocol):
     """Where the state of a training is kept between epochs."""
 
@@ -109,7 +113,7 @@ def train(
         checkpoint: Keeps the state after every epoch.
 
     Raises:
-        RuntimeError: If the loss of an epoch is not finite.
+        DivergedError: If the loss of an epoch is not finite.
     """
     if (validation is None) != (score is None):
         raise ValueError("validation and score go together: give both, to stop early, or neither")
@@ -129,7 +133,7 @@ def train(
             for name, value in _epoch(step, batches, state.optimizer, processes).items():
                 history.setdefault(name, []).append(value)
         if not math.isfinite(history["train_loss"][-1]):
-            raise RuntimeError(
+            raise DivergedError(
                 f"training diverged: the loss of epoch {state.epoch} is {history['train_loss'][-1]}; "
                 f"lower lr, which is {options.lr}, or look for extreme values in the features"
             )

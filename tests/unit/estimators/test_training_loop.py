@@ -51,7 +51,14 @@ def test_the_weights_of_the_best_epoch_are_restored() -> None:
 def test_a_score_that_is_never_a_number_restores_the_start() -> None:
     model, rows = head(), linear_rows()
     before = model.weight.detach().clone()
-    train(model, MSELoss(), Data.of(rows), TrainingOptions(max_epochs=3), validation=Data.of(rows), score=lambda *_: math.nan)
+    train(
+        model,
+        MSELoss(),
+        Data.of(rows),
+        TrainingOptions(max_epochs=3),
+        validation=Data.of(rows),
+        score=lambda *_: math.nan,
+    )
     assert torch.equal(model.weight, before)
 
 
