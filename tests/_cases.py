@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from reghead import losses, normalization
+from reghead import calibration, losses, normalization
 from reghead import nn as rnn
 from reghead.heads import RegressionHead
 
@@ -328,4 +328,51 @@ NORMALIZERS = [
     }.items()
 ]
 
-CASES = [*LAYERS, *LOSSES, *HEADS, *NORMALIZERS]
+
+def fitted_mixed_effects(**options: Any) -> nn.Module:
+    rng = torch.Generator().manual_seed(7)
+    cells = torch.cartesian_prod(*(torch.arange(n) for n in SIZES.values())).repeat(3, 1)
+    categories = {column: cells[:, i].contiguous() for i, column in enumerate(SIZES)}
+    target = 100 + 3 * draw(rng, DRAWS, len(cells), D)
+    return normalization.MixedEffects(SIZES, **options).fit(target, categories)
+
+
+NORMALIZERS.append(
+    Case(
+        "MixedEffects",
+        fitted_mixed_effects,
+        outputs_with_ids,
+        to(D),
+        factory=False,
+        sizes=("'location': 4", "6 cells"),
+    )
+)
+
+
+def calibrated(kind: str) -> nn.Module:
+    rng = torch.Generator().manual_seed(8)
+    rows = 300
+    target, quantiles = draw(rng, DRAWS, rows, D), draw(rng, DRAWS, rows, D, len(LEVELS)).sort(-1).values
+    categories = {column: torch.randint(1, n, (rows,), generator=rng) for column, n in SIZES.items()}
+    points = quantiles[..., 1]
+    if kind == "split":
+        return calibration.SplitConformal([0.5, 0.8], groups=SIZES).conformalize(points, target, categories)
+    if kind == "quantiles":
+        module = calibration.ConformalizedQuantiles(LEVELS, asymmetric=True, groups=SIZES)
+        return module.conformalize(quantiles, target, categories)
+    cross = calibration.CrossConformal(SIZES, 0.8).conformalize(points, target, categories, left_out="rows")
+    return cross.conformalize(2 * points, target, categories, left_out="environments")
+
+
+CALIBRATIONS = [
+    Case(
+        name, lambda kind=kind: calibrated(kind), inputs, shape, factory=False, sizes=("'location': 4", "6 categories")
+    )
+    for name, kind, inputs, shape in (
+        ("SplitConformal", "split", outputs_with_ids, to(D, 4)),
+        ("ConformalizedQuantiles", "quantiles", quantile_outputs_with_ids, to(D, 2)),
+        ("CrossConformal", "cross", outputs_with_ids, to(D, 2)),
+    )
+]
+
+CASES = [*LAYERS, *LOSSES, *HEADS, *NORMALIZERS, *CALIBRATIONS]

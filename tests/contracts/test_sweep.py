@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 from torch.utils._pytree import tree_leaves, tree_map
 
+import reghead.calibration
 import reghead.heads
 import reghead.losses
 import reghead.nn
@@ -49,7 +50,7 @@ def strided(tensor: Tensor) -> Tensor:
 def test_every_public_module_has_a_case() -> None:
     public = {
         value
-        for package in (reghead.nn, reghead.losses, reghead.heads, reghead.normalization)
+        for package in (reghead.nn, reghead.losses, reghead.heads, reghead.normalization, reghead.calibration)
         for value in (getattr(package, name) for name in package.__all__)
         if inspect.isclass(value) and issubclass(value, nn.Module)
     }

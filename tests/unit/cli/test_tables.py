@@ -335,7 +335,11 @@ def test_metadata_goes_with_embeddings_alone(tmp_path: Path) -> None:
         ("t.csv", "a,b\n1,2\n".encode("utf-16"), "t.csv is not encoded in UTF-8; convert it"),
         ("t.csv", b"site,b\n\xe9,1\n", "t.csv is not encoded in UTF-8; convert it"),
         ("t.csv.gz", "a,b\n1,2\n", "t.csv.gz cannot be read as gzip: zlib inflate failed"),
-        ("t.csv.gz", gzip.compress(b"a,b\n" + b"1,2\n" * 99, mtime=0)[:-9], "t.csv.gz cannot be read as gzip: Truncated"),
+        (
+            "t.csv.gz",
+            gzip.compress(b"a,b\n" + b"1,2\n" * 99, mtime=0)[:-9],
+            "t.csv.gz cannot be read as gzip: Truncated",
+        ),
         ("t.parquet", "a,b\n1,2\n", "t.parquet cannot be read as Parquet: Parquet"),
         ("t.npz", "a,b\n1,2\n", "t.npz cannot be read as .npz"),
         ("t.npz", b"PK\x03\x04 broken", "t.npz cannot be read as .npz: File is not a zip file"),

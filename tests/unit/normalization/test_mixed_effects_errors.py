@@ -1,0 +1,181 @@
+"""What the mixed model refuses, and what it says."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from reghead.normalization import MixedEffects
+
+IDS = {"a": torch.tensor([1, 1, 2, 2, 3, 3])}
+Y = torch.tensor([[1.0], [2.0], [4.0], [3.0], [9.0], [7.0]])
+X = torch.tensor([[0.5], [2.0], [0.1], [1.0], [3.0], [2.0]])
+
+
+def fitted(**options: Any) -> MixedEffects:
+    return MixedEffects({"a": 5}, **options).fit(Y, IDS, X)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"cells": 1}, TypeError, "cells must be True, False or a sequence of column names, got 1"),
+        ({"cells": "a"}, TypeError, "cells must be True, False or a sequence of column names, got 'a'"),
+        ({"cells": ["a"]}, ValueError, r"cells must name at least two columns, got \('a',\); a column by itself has"),
+        ({"cells": ["a", "b"]}, ValueError, "cells names the column 'b', which is not among the categorical columns"),
+        ({"shrink_features": 1}, TypeError, "shrink_features must be True or False, got 1"),
+        ({"transform": "sqrt"}, ValueError, "transform must be one of 'identity'"),
+        ({"bounds": (0, 1)}, ValueError, "bounds belong to transform='logit'"),
+    ],
+)
+def test_options(options: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        MixedEffects({"a": 5}, **options)
+
+
+@pytest.mark.parametrize(
+    ("target", "features", "weight", "message"),
+    [
+        (Y[:, 0], X, None, r"target must have shape \(\*, D\), got \(6,\); use target.unsqueeze\(-1\)"),
+        (Y[:, :0], X, None, "target must have at least one column"),
+        (Y / 0, X, None, "target must be finite, or NaN where it is missing, got an infinite value in column 0"),
+        (Y * torch.nan, X, None, "every column of target needs a value with a positive weight, but column 0 has none"),
+        (Y[:0], X[:0], None, "every column of target needs a value with a positive weight, but column 0 has none"),
+        (
+            Y,
+            X[:, 0],
+            None,
+            r"features must have shape \(\*, F\) with the leading dimensions \(6,\) of target, got \(6,\)",
+        ),
+        (Y, X * torch.nan, None, "features must be finite, got NaN or an infinite value in column 0; fill in"),
+        (Y, X, -Y[:, 0], "weight must be finite and non-negative"),
+        (
+            Y,
+            X,
+            Y[:, 0] / 100,
+            r"more rows than fixed effects, .* the weights of column 0 sum to 0.26 for 2; weights are frequencies",
+        ),
+        (
+            Y,
+            torch.eye(6),
+            None,
+            "more rows than fixed effects, .* column 0 sum to 6 for 6; .* that are shrunk are no",
+        ),
+    ],
+)
+def test_fit_says_what_is_wrong_and_changes_nothing(
+    target: Tensor, features: Tensor, weight: Tensor | None, message: str
+) -> None:
+    model, fresh = fitted(shrink_features=False), MixedEffects({"a": 5}, shrink_features=False)
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    ids = {"a": IDS["a"][: len(target)]}
+    for m in (model, fresh):
+        with pytest.raises(ValueError, match=message):
+            m.fit(target, ids, features, weight=weight)
+    assert not fresh.is_fitted
+    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+
+
+def test_integer_targets_and_features() -> None:
+    with pytest.raises(TypeError, match=r"target must be of a floating-point dtype, got torch.int64"):
+        fitted().fit(Y.long(), IDS, X)
+    with pytest.raises(TypeError, match=r"features must be of a floating-point dtype, got torch.int64"):
+        fitted()(Y, IDS, X.long())
+
+
+def test_targets_outside_the_domain_of_the_transform() -> None:
+    with pytest.raises(ValueError, match="transform='log' takes targets above 0, got -1"):
+        MixedEffects({"a": 5}, transform="log").fit(Y - 2, IDS)
+    with pytest.raises(ValueError, match="a width has no inverse under transform='log'"):
+        MixedEffects({"a": 5}, transform="log").fit(Y, IDS).inverse_scale(Y, IDS)
+
+
+def test_too_many_levels_for_exact_estimation() -> None:
+    n = 2100
+    ids = {"a": torch.arange(1, n + 1), "b": torch.ones(n, dtype=torch.int64)}
+    model = MixedEffects({"a": n + 1, "b": 2})
+    with pytest.raises(
+        ValueError, match=r"exact REML up to 2,000 sampled levels of 'a', 'b' together, got 2,101; .* leave"
+    ):
+        model.fit(torch.arange(float(n)).unsqueeze(1), ids)
+    assert not model.is_fitted
+    pairs = {"a": torch.arange(1, 1101), "b": torch.arange(1, 1101) % 100 + 1, "c": torch.ones(1100, dtype=torch.int64)}
+    model = MixedEffects({"a": 1101, "b": 101, "c": 2}, cells=["a", "b"])
+    with pytest.raises(ValueError, match="levels of 'a', 'b', 'c' and their cells together, got 2,301; a single"):
+        model.fit(torch.arange(1100.0).unsqueeze(1), pairs)
+
+
+def test_many_large_columns_need_no_common_key_unless_they_are_combined() -> None:
+    sizes = dict.fromkeys("abcdef", 10**5)
+    with pytest.raises(ValueError, match=r"product of at most 2\*\*62 for cells to have integer keys"):
+        MixedEffects(sizes)
+    MixedEffects(sizes, cells=False)
+    MixedEffects(sizes, cells=["a", "f"])
+
+
+def test_before_a_fit() -> None:
+    model = MixedEffects({"a": 5})
+    for call in (
+        lambda: model(Y, IDS),
+        lambda: model.inverse(Y, IDS),
+        lambda: model.update(Y, IDS),
+        lambda: model.predict(IDS),
+        lambda: model.leave_one_out(Y, IDS),
+        model.statistics,
+        lambda: model.out_features,
+        lambda: model.in_features,
+    ):
+        with pytest.raises(RuntimeError, match=r"this MixedEffects has no statistics yet; call fit"):
+            call()
+
+
+@pytest.mark.parametrize("name", ["forward", "inverse", "inverse_scale", "update", "leave_one_out"])
+def test_calls_check_shapes_features_and_ids(name: str) -> None:
+    call = getattr(fitted(), name)
+    with pytest.raises(ValueError, match=r"must have shape \(\*, D\) with D = 1, got \(6,\); use .*unsqueeze"):
+        call(Y[:, 0], IDS, X)
+    with pytest.raises(ValueError, match="this MixedEffects was fitted with 1 features; pass features"):
+        call(Y, IDS)
+    with pytest.raises(ValueError, match=r"features must have F = 1 columns, as in fit, got \(6, 2\)"):
+        call(Y, IDS, X.expand(6, 2))
+    with pytest.raises(ValueError, match=r"features must have shape \(\*, F\) with the leading dimensions \(6,\)"):
+        call(Y, IDS, X[:3])
+    with pytest.raises(ValueError, match="needs the column 'a' in categories, got 'b'"):
+        call(Y, {"b": IDS["a"]}, X)
+    with pytest.raises(TypeError, match="MixedEffects needs categories"):
+        call(Y, None, X)
+    with pytest.raises(ValueError, match=r"must hold ids in \[0, 5\), got 5"):
+        call(Y, {"a": IDS["a"] + 2}, X)
+    with pytest.raises(ValueError, match=r"has shape \(6, 1\), but .* has only the leading dimensions \(6,\)"):
+        call(Y, {"a": IDS["a"].unsqueeze(1)}, X)
+
+
+def test_inverse_checks_its_dimension_and_its_center() -> None:
+    model = fitted()
+    with pytest.raises(ValueError, match="output_dim must be one of -1, -2, got 0"):
+        model.inverse(Y, IDS, X, output_dim=0)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"preds must have shape \(\*, D, Q\) with D = 1, got \(6, 3, 1\)"):
+        model.inverse(torch.zeros(6, 3, 1), IDS, X, output_dim=-2)
+    with pytest.raises(ValueError, match="center is what quantiles are spread around; pass output_dim=-2"):
+        model.inverse(Y, IDS, X, center=Y)
+    with pytest.raises(ValueError, match=r"center must have shape \(\*, D\) = \(6, 1\), got \(6,\)"):
+        model.inverse(torch.zeros(6, 1, 3), IDS, X, output_dim=-2, center=Y[:, 0])
+
+
+def test_a_state_dict_of_another_model_or_a_part_of_one() -> None:
+    model = fitted()
+    with pytest.raises((ValueError, RuntimeError), match="written by another MixedEffects: a is 5 there and 6 here"):
+        MixedEffects({"a": 6}).load_state_dict(model.state_dict())
+    state = model.state_dict()
+    del state["ratios"]
+    with pytest.raises(ValueError, match="has only a part of the statistics, and nothing was loaded; it lacks ratios"):
+        MixedEffects({"a": 5}).load_state_dict(state)
+    state = model.state_dict() | {"moment": torch.zeros(3)}
+    with pytest.raises(ValueError, match="state_dict's moment must have 2 dimensions, got 1"):
+        MixedEffects({"a": 5}).load_state_dict(state)
+    state = model.state_dict() | {"square": torch.zeros(3)}
+    with pytest.raises(ValueError, match=r"state_dict's square must have shape \(1,\) to go with .*, got \(3,\)"):
+        MixedEffects({"a": 5}).load_state_dict(state)
+    with pytest.raises(ValueError, match="the description of a MixedEffects must have cardinalities, cells, shr"):
+        MixedEffects._from_description({"cells": True})

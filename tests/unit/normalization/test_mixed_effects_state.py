@@ -1,0 +1,145 @@
+"""The mixed model as a module: what it keeps, copies, exports and loads."""
+
+import copy
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from reghead.normalization import MixedEffects
+
+F64 = torch.float64
+SIZES = {"location": 5, "season": 4}
+
+
+def inputs(n: int, seed: int = 0, dtype: torch.dtype = F64) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+    rng = torch.Generator().manual_seed(seed)
+    ids = {column: torch.randint(0, size, (n,), generator=rng) for column, size in SIZES.items()}
+    y, x = torch.randn(n, 2, generator=rng, dtype=F64), torch.randn(n, 3, generator=rng, dtype=F64)
+    return (y + ids["location"].unsqueeze(1)).to(dtype), ids, x.to(dtype)
+
+
+def fitted(**options: Any) -> MixedEffects:
+    return MixedEffects(SIZES, **options).fit(*inputs(50))
+
+
+def answers(model: MixedEffects, n: int = 9) -> list[Tensor]:
+    y, ids, x = inputs(n, seed=1)
+    quantiles = torch.stack([y - 1, y, y + 2], dim=-1)
+    return [
+        model(y, ids, x),
+        model.inverse(y, ids, x),
+        model.inverse(quantiles, ids, x, output_dim=-2),
+        *model.predict(ids, x),
+    ]
+
+
+class Whole(nn.Module):
+    """Forward and both inverses of a normalizer, in one graph."""
+
+    def __init__(self, model: MixedEffects) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, y: Tensor, ids: dict[str, Tensor], x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        z = self.model(y, ids, x)
+        spread = torch.stack([z - 1, z, z + 1], dim=-1)
+        return z, self.model.inverse(z, ids, x), self.model.inverse(spread, ids, x, output_dim=-2)
+
+
+def test_state_dict_and_files_answer_bit_by_bit_as_the_module_did(tmp_path: Path) -> None:
+    model = fitted(transform="identity")
+    torch.save(model.state_dict(), tmp_path / "state.pt")
+    model.save(tmp_path / "model.safetensors")
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    fresh, filled = MixedEffects(SIZES), MixedEffects(SIZES).fit(*inputs(30, seed=4))
+    fresh.load_state_dict(state, strict=True)
+    filled.load_state_dict(state, strict=True)
+    others = [fresh, filled, MixedEffects.from_state_dict(state), MixedEffects.load(tmp_path / "model.safetensors")]
+    others += [copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
+    for other in others:
+        for ours, theirs in zip(answers(other), answers(model), strict=True):
+            assert torch.equal(ours, theirs)
+        other.update(*inputs(5, seed=3))
+    assert_close(answers(others[0]), answers(others[-1]), rtol=0, atol=0)
+
+
+def test_an_unfitted_module_round_trips_too() -> None:
+    other = MixedEffects(SIZES)
+    other.load_state_dict(MixedEffects(SIZES).state_dict(), strict=True)
+    assert not other.is_fitted
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_casts_keep_the_statistics(dtype: torch.dtype) -> None:
+    model, cast = fitted(), fitted().to(dtype)
+    for (name, ours), theirs in zip(cast.named_buffers(), model.buffers(), strict=True):
+        assert ours.dtype == theirs.dtype, name
+        assert torch.equal(ours, theirs), name
+    y, ids, x = inputs(6, seed=1, dtype=dtype)
+    assert cast(y, ids, x).dtype == dtype
+    assert cast.inverse(y, ids, x).dtype == torch.promote_types(dtype, torch.float32)
+
+
+@pytest.mark.parametrize("cells", [True, False])
+def test_compile_and_export_of_forward_and_both_inverses(cells: bool) -> None:
+    torch._dynamo.reset()
+    whole = Whole(fitted(cells=cells)).eval()
+    example = inputs(6, seed=1)
+    assert_close(torch.compile(whole, fullgraph=True, backend="aot_eager")(*example), whole(*example))
+    batch = torch.export.Dim("batch")
+    shapes = ({0: batch}, {column: {0: batch} for column in SIZES}, {0: batch})
+    program = torch.export.export(whole, example, dynamic_shapes=shapes).module()
+    for n in (3, 400):
+        assert_close(program(*inputs(n, seed=2)), whole(*inputs(n, seed=2)))
+
+
+def test_rows_do_not_depend_on_each_other_under_vmap_and_one_by_one() -> None:
+    whole, example = Whole(fitted()), inputs(6, seed=1)
+    together = whole(*example)
+    assert_close(torch.func.vmap(whole)(*example), together)
+    one = [
+        whole(example[0][i : i + 1], {k: v[i : i + 1] for k, v in example[1].items()}, example[2][i : i + 1])
+        for i in range(6)
+    ]
+    assert_close(tuple(torch.cat(part) for part in zip(*one, strict=True)), together)
+    for part in whole(*inputs(0)):
+        assert len(part) == 0
+
+
+def test_gradients_reach_target_and_features() -> None:
+    whole, (y, ids, x) = Whole(fitted()), inputs(4, seed=1)
+    leaves = (y.requires_grad_(), x.requires_grad_())
+    assert torch.autograd.gradcheck(lambda y, x: whole(y, ids, x), leaves)
+
+
+def test_autocast_and_non_contiguous_inputs_change_nothing() -> None:
+    model, (y, ids, x) = fitted(), inputs(8, seed=1, dtype=torch.float32)
+    expected = model(y, ids, x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert_close(model(y, ids, x).float(), expected, atol=1e-6, rtol=1e-6)
+    strided = {column: i.repeat_interleave(2)[::2] for column, i in ids.items()}
+    assert torch.equal(model(y.T.contiguous().T, strided, x.T.contiguous().T), expected)
+
+
+def test_an_id_out_of_range_is_read_as_unknown_where_values_cannot_be_looked_at() -> None:
+    torch._dynamo.reset()
+    model, (y, ids, x) = fitted(), inputs(3, seed=1)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    wrong = {**ids, "location": torch.tensor([5, -1, 99])}
+    assert_close(compiled(y, wrong, x), model(y, {**ids, "location": torch.zeros(3, dtype=torch.int64)}, x))
+
+
+def test_repr_names_options_and_sizes() -> None:
+    assert repr(MixedEffects(SIZES)).endswith("transform='identity', not fitted)")
+    assert "cells=('location', 'season'), shrink_features=True, transform='identity', not" in repr(MixedEffects(SIZES))
+    assert "'season': 4}, cells=(), shrink_features=True, transform='identity', 3 features, 7 levels, 0 cells)" in repr(
+        fitted(cells=False)
+    )
+    known = [i for i in zip(*(i.tolist() for i in inputs(50)[1].values()), strict=True) if all(i)]
+    assert f"3 features, 7 levels, {len(set(known))} cells)" in repr(fitted())
+    assert "bounds=(0.0, 9.0)" in repr(MixedEffects(transform="logit", bounds=(0.0, 9.0)))
