@@ -19,6 +19,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0, or 2 after an error, which is told in one line on standard error.
+
+    Example:
+        >>> main(["evaluate", "no-such-folder", "table.csv"])
+        2
     """
     traceback = "--traceback" in (sys.argv[1:] if argv is None else argv)
     try:
