@@ -86,6 +86,7 @@ CASES: dict[str, tuple[str, tuple[Any, ...]]] = {
         "lakes.csv",
         (
             *("--moe-experts", 3, "--moe-routing", "lake", "--weight-column", "weight", "--batch-size", 16),
+            *("--moe-load-balancing-weight", 0.1, "--conditional-output-scaling", "lake", "--partial-pooling", 2),
             *("--normalize-targets-by", "lake", "--validation-fraction", 0.2),
         ),
     ),

@@ -60,6 +60,8 @@ def load_run(folder: Path, device: str) -> SavedRun:
         model = TableModel.load(file)
     except (ValueError, RuntimeError) as error:
         raise InputError(f"{file} cannot be loaded: {error}; use the reghead that wrote it, or train again") from error
+    if ((*schema.features, *schema.categories), schema.targets) != (model.preprocessor.names, model.outputs):
+        raise InputError(f"{folder / RESULT} is damaged: its columns are not those of the model; copy it again whole")
     return SavedRun(model.to(where).eval(), schema, record)
 
 

@@ -103,6 +103,7 @@ def fit_model(
             training.data(to_z),
             options,
             seed=seed,
+            mean_weight=preprocessor.mean_weight,
             processes=processes,
             validation=None if validation is None else validation.data(lambda part: _to_rows(model, part)),
             score=None if validation is None else _make_score(loss, model),

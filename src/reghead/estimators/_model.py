@@ -13,6 +13,7 @@ from reghead.config import RegressionConfig
 from reghead.estimators._part import Part
 from reghead.estimators._preprocessor import Preprocessor
 from reghead.estimators._training import TrainingOptions, predict
+from reghead.functional import nearest_level
 from reghead.heads import RegressionHead
 from reghead.normalization import CategoryNormalizer
 
@@ -75,7 +76,18 @@ class TableModel(SelfDescribing):
         """Predictions in the target's own units, on the CPU. Shape ``(B, D)``, or ``(B, D, Q)`` with quantiles."""
         x, ids = self.preprocessor.transform(part, self.dtype)
         ids = {column: i.to(self.device) for column, i in ids.items()}
-        return self.to_own_units(predict(self.head, x.to(self.device), ids), ids).cpu()
+        # In float64: float32 has no minutes in a target of 1.7e9 seconds.
+        preds = predict(self.head, x.to(self.device), ids).to(torch.float64)
+        return self.to_own_units(preds, ids).cpu()
+
+    def point(self, preds: Tensor) -> Tensor:
+        """The point prediction among ``preds``: of each output the trained quantile nearest the median."""
+        levels = self.config.head.quantiles
+        if levels is None:
+            return preds
+        own = [trained or levels for trained in self.trained_levels()]  # a point loss trains the slot nearest 0.5
+        slots = [levels.index(each[nearest_level(each)]) for each in own]
+        return preds[..., range(len(slots)), slots]
 
     def to_own_units(self, preds: Tensor, ids: Mapping[str, Tensor]) -> Tensor:
         """The head's predictions in the target's own units, in their dtype."""

@@ -48,6 +48,11 @@ class Preprocessor:
         """Width of the features; a head wants at least one, and where there is none it gets one that is 0."""
         return max(len(self.numeric) + int(self.indicated.sum()), 1)
 
+    @property
+    def mean_weight(self) -> float:
+        """Of a training row."""
+        return 1.0 if self._moments is None else self._moments.count[0, -1].item() / self.rows
+
     def partial_fit(self, part: Part) -> None:
         """Add the training rows of ``part``, each as often as its weight says."""
         self.rows += len(part.target)

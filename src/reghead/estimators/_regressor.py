@@ -15,6 +15,7 @@ from sklearn.utils.validation import (
     check_is_fitted,
     validate_data,
 )
+from torch import Tensor
 
 from reghead._checks import check_choice
 from reghead.categories import CategoryEncoder
@@ -26,7 +27,6 @@ from reghead.estimators._settings import arguments_of, make_config
 from reghead.estimators._split import as_frequencies, held_back, validation_labels
 from reghead.estimators._table import Column, names_of, split_columns, target_names, validate_mixed
 from reghead.estimators._training import History, TrainingOptions, progress
-from reghead.functional import nearest_level
 from reghead.heads import RegressionHead
 from reghead.normalization import CategoryNormalizer
 
@@ -88,8 +88,8 @@ class HeadRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         categorical_lr: Learning rate of the tables of categories; ``lr`` if left out.
         weight_decay: Decoupled weight decay.
         early_stopping: Stop when the loss on held-back rows no longer falls and keep the best weights; ``"auto"``
-            where there are 200 rows or an ``eval_set``. That loss is in the units of the target, divided by its
-            standard deviation so that several targets count alike.
+            where there are 200 rows, an ``eval_set`` or ``validation_by``. That loss is in the units of the target,
+            divided by its standard deviation so that several targets count alike.
         validation_fraction: Share of the rows held back, of the categories with ``validation_by``.
         validation_by: A column of which whole categories are held back.
         patience: Epochs without a better loss on the held-back rows before training stops.
@@ -202,6 +202,9 @@ class HeadRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         continued = self.warm_start and hasattr(self, "head_")
         table, target = self._validate_fit(X, y, reset=not continued)
         names, outputs = names_of(X if hasattr(X, "columns") else table), target_names(y, target)
+        if eval_set is not None and (self.early_stopping is False or self.validation_by is not None):
+            other = "early_stopping=False" if self.early_stopping is False else "validation_by"
+            raise ValueError(f"eval_set is there to stop early by, and {other} asks for something else; keep one")
         config = make_config(self, names, outputs)
         part = self._part(table, names, config.head.columns, target, sample_weight)
         if part.weight is not None:
@@ -231,6 +234,7 @@ class HeadRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
                 start=self._model if continued else None,
                 callbacks=callbacks,
             )
+        model.one_dimensional = target.ndim == 1
         self._adopt(model, history)
         return self
 
@@ -269,11 +273,10 @@ class HeadRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
     def predict(self, X: Any) -> FloatArray:  # noqa: N803
         """Point predictions in the units of the target, of shape (B,) or (B, D).
 
-        With quantiles they are those of the level nearest 0.5.
+        With quantiles they are those of the level nearest 0.5, the lower of two.
         """
         preds = self._predict(X)
-        levels = self.config_.head.quantiles
-        return self._shaped(preds if levels is None else preds[..., nearest_level(levels, 0.5)])
+        return self._shaped(self._model.point(preds).numpy())
 
     def predict_quantiles(self, X: Any) -> FloatArray:  # noqa: N803
         """Quantiles in the units of the target, of shape (B, Q) or (B, D, Q).
@@ -284,7 +287,7 @@ class HeadRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
             ValueError: If the loss predicts no quantiles.
         """
         levels = self._levels()
-        preds = self._predict(X)
+        preds = self._predict(X).numpy()
         for d, trained in enumerate(self._model.trained_levels()):
             preds[:, d, [level not in trained for level in levels]] = np.nan
         return self._shaped(preds)
@@ -311,6 +314,13 @@ class HeadRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
                 f"confidence_level={confidence_level} needs the levels {wanted[0]:.4g} and {wanted[1]:.4g}, and those "
                 f"fitted are {', '.join(map(str, levels))}; fit with both among quantiles"
             )
+        untrained = [
+            name
+            for name, trained in zip(self.target_names_, self._model.trained_levels(), strict=True)
+            if not {levels[i] for i in found} <= set(trained)
+        ]
+        if untrained:
+            raise ValueError(f"confidence_level={confidence_level} needs levels that {untrained} were not trained on")
         quantiles = self.predict_quantiles(X)
         return quantiles[..., found[0]], quantiles[..., found[1]]
 
@@ -338,7 +348,7 @@ class HeadRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
 
     def _stops_early(self, rows: int, has_eval_set: bool) -> bool:
         if self.early_stopping == "auto":
-            return has_eval_set or rows >= _ENOUGH_TO_HOLD_BACK
+            return has_eval_set or self.validation_by is not None or rows >= _ENOUGH_TO_HOLD_BACK
         return bool(self.early_stopping)
 
     def _validate(self, X: Any) -> Any:  # noqa: N803
@@ -355,13 +365,12 @@ class HeadRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
             raise ValueError(f"eval_set must have as many targets as y, {targets}, got {part.target.shape[1]}")
         return part
 
-    def _predict(self, X: Any) -> FloatArray:  # noqa: N803
+    def _predict(self, X: Any) -> Tensor:  # noqa: N803
         check_is_fitted(self)
         names, categories = self._model.preprocessor.names, self._model.preprocessor.categories
         numbers, labels = split_columns(self._validate(X), names, categories)
         part = Part(numbers, labels, np.zeros((len(numbers), len(self.target_names_))), None)
-        preds: FloatArray = self._model.predict(part).numpy()
-        return preds
+        return self._model.predict(part)
 
     def _shaped(self, preds: FloatArray) -> FloatArray:
         return preds[:, 0] if self._model.one_dimensional else preds

@@ -3,8 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
+import numpy as np
+
+from reghead._checks import check_choice
 from reghead.config import HeadConfig, LossConfig, NormalizerConfig, RegressionConfig
 from reghead.config._base import Config, OptionError
+from reghead.config._loss import LOSS_TYPES
 from reghead.estimators._table import resolve
 from reghead.estimators._training import TrainingOptions
 
@@ -84,7 +88,10 @@ def arguments_of(config: RegressionConfig, options: TrainingOptions) -> dict[str
 
 
 def _make_loss(given: Any, outputs: tuple[str, ...]) -> LossConfig:
+    check_choice("loss", given.loss, LOSS_TYPES)
     chosen = {name: getattr(given, name) for name in _LOSS}
+    if isinstance(chosen["quantiles"], np.ndarray):
+        chosen["quantiles"] = chosen["quantiles"].tolist()
     loss = _build(LossConfig, type=given.loss, per_output=given.per_output, outputs=outputs, **chosen)
     try:
         for name in _LOSS:

@@ -76,4 +76,6 @@ def target_names(y: Any, target: FloatArray) -> tuple[str, ...]:
     names = getattr(y, "columns", None)
     if names is not None:
         return tuple(map(str, names))
+    if target.ndim == 1 and isinstance(getattr(y, "name", None), str) and y.name:
+        return (y.name,)
     return tuple(f"y{d}" for d in range(1 if target.ndim == 1 else target.shape[1]))

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -89,6 +89,7 @@ def train(
     options: TrainingOptions,
     *,
     seed: int = 0,
+    mean_weight: float = 1.0,
     processes: Processes = ALONE,
     validation: Data | None = None,
     score: Score | None = None,
@@ -106,6 +107,7 @@ def train(
         data: The training rows, targets in z.
         options: How to train.
         seed: Of the order of the rows and of dropout.
+        mean_weight: Of a row: a head counts rows, and its partial pooling is to weigh against what they count for.
         processes: Those that train together, all with the same arguments but their own rows.
         validation: Rows to stop early by; needs ``score``.
         score: What is to fall on them, so that they can be judged in the target's own units.
@@ -121,7 +123,7 @@ def train(
     restored = None if checkpoint is None else checkpoint.restore()
     if restored is not None:
         state.load(restored)
-    objective = _Objective(head, loss)
+    objective = _Objective(head, loss, mean_weight, processes)
     step = DistributedDataParallel(objective) if processes.size > 1 else objective
     device = next(head.parameters()).device
     history = state.history
@@ -181,15 +183,24 @@ def progress(title: str, epochs: int, shown: bool) -> Iterator[list[Callback]]:
         yield [update]
 
 
+class _Step(NamedTuple):
+    """What a batch gives."""
+
+    objective: Tensor  # what is minimised
+    data_loss: Tensor  # the part of it that is the loss of the data
+    balance: Tensor | None = None  # the load-balancing loss, not weighted
+    used: Tensor | None = None  # sum of the routing weights of each expert
+
+
 class _Objective(nn.Module):
     """Head and loss as one module, so that processes share the gradients of both."""
 
-    def __init__(self, head: RegressionHead, loss: nn.Module) -> None:
+    def __init__(self, head: RegressionHead, loss: nn.Module, mean_weight: float, processes: Processes) -> None:
         super().__init__()
-        self.head, self.loss = head, loss
+        self.head, self.loss, self._mean_weight, self._processes = head, loss, mean_weight, processes
 
-    def forward(self, batch: Rows) -> tuple[Tensor, Tensor, RoutingAux | None]:
-        """What is minimised, the part of it that is the loss of the data, and what the router did."""
+    def forward(self, batch: Rows) -> _Step:
+        """The objective of ``batch``, this process's share of it."""
         preds, aux = self.head(batch.x, batch.categories, return_aux=True)
         target, weight = batch.target, batch.weight
         if aux.members is not None:
@@ -198,7 +209,27 @@ class _Objective(nn.Module):
             target = target.expand(members, *target.shape)
             weight = None if weight is None else weight.expand(members, *weight.shape)
         data_loss = self.loss(preds, target, weight=weight)
-        return data_loss + sum(aux.losses.values()), data_loss, aux.routing
+        extras = dict(aux.losses)
+        if "partial_pooling" in extras:
+            extras["partial_pooling"] = extras["partial_pooling"] / self._mean_weight
+        if aux.routing is None:
+            return _Step(data_loss + sum(extras.values()), data_loss)
+        each = batch.x.new_ones(len(batch.x), 1) if batch.weight is None else batch.weight.unsqueeze(-1)
+        balance = self._balance(aux.routing, each)
+        if "load_balancing" in extras:
+            extras["load_balancing"] = self.head.config.moe.load_balancing_weight * balance  # type: ignore[union-attr]
+        used = (each * aux.routing.routing_weights.detach()).sum(0)
+        return _Step(data_loss + sum(extras.values()), data_loss, balance, used)
+
+    def _balance(self, routing: RoutingAux, weight: Tensor) -> Tensor:
+        """The load-balancing loss of rows that count ``weight`` times.
+
+        How the experts are used is known from the rows of all processes: the loss of each by itself has another mean.
+        """
+        mass = weight.sum()
+        shares = self._processes.sum(torch.cat([(weight * routing.dispatch).sum(0), mass.reshape(1)]))
+        probability = (weight * routing.probabilities).sum(0) / mass.clamp(min=torch.finfo(mass.dtype).tiny)
+        return len(probability) * (shares[:-1] / shares[-1] * probability).sum()
 
 
 def _epoch(
@@ -212,9 +243,8 @@ def _epoch(
 
     for batch in batches:
         optimizer.zero_grad(set_to_none=True)
-        objective, data_loss, routing = step(batch)
-        rows = data_loss.new_tensor(len(batch.x))
-        mass = rows if batch.weight is None else batch.weight.sum()
+        objective, data_loss, balance, used = step(batch)
+        mass = data_loss.new_tensor(len(batch.x)) if batch.weight is None else batch.weight.sum()
         if processes.size > 1:
             # Gradients are averaged over processes, and this one counts by its share of the batch.
             objective = objective * (processes.size * mass / processes.sum(mass.clone()))
@@ -222,16 +252,12 @@ def _epoch(
         optimizer.step()
         add("mass", mass)
         add("train_loss", data_loss.detach() * mass)
-        if routing is not None:
-            add("rows", rows)
-            add("load_balancing_loss", routing.load_balancing_loss.detach() * rows)
-            add("expert_utilization", routing.routing_weights.detach().sum(0))
+        if balance is not None:
+            add("load_balancing_loss", balance.detach() * mass)
+            add("expert_utilization", used)
     for value in sums.values():
         processes.sum(value)
-    means = {"train_loss": (sums["train_loss"] / sums["mass"]).item()}
-    return means | {
-        name: (sums[name] / sums["rows"]).tolist() for name in sums if name not in ("mass", "train_loss", "rows")
-    }
+    return {name: (value / sums["mass"]).tolist() for name, value in sums.items() if name != "mass"}
 
 
 def _score(head: RegressionHead, validation: Data, score: Score, processes: Processes) -> float:

@@ -87,17 +87,20 @@ def load_balancing_loss(logits: Tensor, gate: Gate = "soft", *, top_k: int = 2, 
     """
     check_gate(gate, top_k, logits.shape[-1])
     probabilities = routing_weights(logits.reshape(-1, logits.shape[-1]), temperature=temperature)
-    rows, experts = probabilities.shape
+    rows = max(len(probabilities), 1)
+    dispatch = dispatch_of(probabilities, gate, top_k)
+    balance: Tensor = (dispatch.sum(0) / rows * (probabilities.sum(0) / rows)).sum()
+    return balance * probabilities.shape[-1]
+
+
+def dispatch_of(probabilities: Tensor, gate: Gate, top_k: int) -> Tensor:
+    """The share of each row that goes to each expert, without gradient: shape ``(*, E)``."""
+    experts = probabilities.shape[-1]
     # NOTE[DIFF] with k = E the paper's share is 1/E whatever the router does; we take the softmax, as when soft.
     if gate == "soft" or (gate == "top_k" and top_k == experts):
-        dispatch = probabilities.detach()
-    else:
-        k = top_k if gate == "top_k" else 1
-        chosen = probabilities.topk(k, dim=-1).indices
-        dispatch = torch.zeros_like(probabilities).scatter(-1, chosen, 1.0 / k)
-    rows = max(rows, 1)
-    balance: Tensor = (dispatch.sum(0) / rows * (probabilities.sum(0) / rows)).sum()
-    return balance * experts
+        return probabilities.detach()
+    k = top_k if gate == "top_k" else 1
+    return torch.zeros_like(probabilities).scatter(-1, probabilities.detach().topk(k, dim=-1).indices, 1.0 / k)
 
 
 def routing_entropy(weights: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from reghead._checks import check_choice, check_hidden_dims, check_int, check_la
 from reghead._typing import Categories, Gate, Mix
 from reghead.functional import load_balancing_loss, routing_entropy, routing_weights
 from reghead.functional._lookup import align, joint_ids
-from reghead.functional._routing import check_gate
+from reghead.functional._routing import check_gate, dispatch_of
 from reghead.nn._activation import check_hidden_options, make_activation, make_dropout, make_norm
 from reghead.nn._embedding import CategoryContext, CategoryEmbedding
 from reghead.nn._experts import dense_mixture, mixed_parameters, sparse_mixture
@@ -31,11 +31,16 @@ class RoutingAux(NamedTuple):
         load_balancing_loss: 1 when experts are used evenly, more when not. A scalar.
         entropy: Mean entropy of the router's softmax, before the gate, in nats: log E when a row has no preference,
             0 when it is certain. A scalar.
+        probabilities: The router's softmax, before the gate. Shape ``(*, E)``.
+        dispatch: Share of each row that goes to each expert, without gradient. Shape ``(*, E)``. With the
+            probabilities it gives the balance of weighted rows, or of those of several processes.
     """
 
     routing_weights: Tensor
     load_balancing_loss: Tensor
     entropy: Tensor
+    probabilities: Tensor
+    dispatch: Tensor
 
 
 class MixtureOfExperts(nn.Module):
@@ -246,8 +251,9 @@ class MixtureOfExperts(nn.Module):
         if not return_aux:
             return out
         balance = load_balancing_loss(logits, self.gate, top_k=self.top_k, temperature=self.temperature)
-        entropy = routing_entropy(routing_weights(logits, temperature=self.temperature))
-        return out, RoutingAux(weights, balance, entropy)
+        probabilities = routing_weights(logits, temperature=self.temperature)
+        dispatch = dispatch_of(probabilities, self.gate, self.top_k)
+        return out, RoutingAux(weights, balance, routing_entropy(probabilities), probabilities, dispatch)
 
     def _logits(self, x: Tensor, context: Tensor | CategoryContext | None) -> Tensor:
         """The router's logits in float32 or wider, shape ``(*, E)``."""

@@ -149,6 +149,71 @@ def test_integer_weights_are_repetitions_and_zero_is_no_row() -> None:
     np.testing.assert_allclose(weighted.predict(X), repeated.predict(X), rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"moe": {"num_experts": 3, "routing": ["site"], "load_balancing_weight": 0.5}},
+        {"moe": {"num_experts": 3, "routing": ["site"], "gate": "top_k", "load_balancing_weight": 0.5}},
+        {"scaler": ["site"], "partial_pooling": 5.0},
+        {"wide": ["site"], "partial_pooling": 5.0},
+        {"ensemble": 3},
+    ],
+    ids=["experts", "top_k", "scaler", "wide", "ensemble"],
+)
+def test_integer_weights_are_repetitions_in_every_term_of_the_objective(options: dict[str, Any]) -> None:
+    X, y = shifted(40)  # noqa: N806
+    count = np.arange(40) % 3
+    index = np.repeat(np.arange(40), count)
+    weighted = HeadRegressor(["site"], **QUICK, **options).fit(X, y, sample_weight=count)
+    repeated = HeadRegressor(["site"], **QUICK, **options).fit(X.iloc[index], y[index])
+    np.testing.assert_allclose(weighted.predict(X), repeated.predict(X), rtol=1e-6)
+    for name, values in weighted.history_.items():
+        np.testing.assert_allclose(values, repeated.history_[name], rtol=1e-6, err_msg=name)
+
+
+def test_a_target_far_from_zero_keeps_its_small_digits() -> None:
+    X, y = shifted(300)  # noqa: N806
+    numbers = X.assign(site=X["site"].map({"river": 0, "lake": 1, "sea": 2})).to_numpy(np.float32)
+    options = {**QUICK, "max_epochs": 60, "early_stopping": False}
+    near, far = (HeadRegressor(**options).fit(numbers, offset + y) for offset in (0.0, 1.7e9))
+    assert next(far.head_.parameters()).dtype == torch.float32
+    np.testing.assert_allclose(far.predict(numbers) - 1.7e9, near.predict(numbers), atol=1e-2)
+
+
+def test_the_point_of_a_target_is_a_quantile_that_its_own_loss_trains() -> None:
+    X, y = shifted(200)  # noqa: N806
+    Y = pd.DataFrame({"a": y, "b": y})  # noqa: N806
+    levels = {"a": [0.1, 0.9], "b": [0.25, 0.5, 0.75]}
+    losses = {name: {"type": "quantile", "quantiles": own} for name, own in levels.items()}
+    model = HeadRegressor(["site"], per_output=losses, non_crossing=False, **QUICK).fit(X, Y)
+    quantiles = model.predict_quantiles(X)  # 0.1, 0.25, 0.5, 0.75, 0.9; NaN where a target was not trained
+    assert np.isnan(quantiles[:, 0, 1:4]).all()
+    np.testing.assert_array_equal(model.predict(X), np.stack([quantiles[:, 0, 0], quantiles[:, 1, 2]], axis=1))
+    with pytest.raises(ValueError, match=r"confidence_level=0.8 needs levels that \['b'\] were not trained on"):
+        model.predict_interval(X, 0.8)
+
+
+def test_the_name_of_a_series_is_the_name_of_the_target() -> None:
+    X, y = shifted(40)  # noqa: N806
+    assert HeadRegressor(["site"], **QUICK).fit(X, pd.Series(y, name="level")).target_names_ == ("level",)
+    assert HeadRegressor(["site"], **QUICK).fit(X, y).target_names_ == ("y0",)
+
+
+def test_quantiles_may_be_an_array() -> None:
+    X, y = shifted(40)  # noqa: N806
+    model = HeadRegressor(["site"], loss="quantile", quantiles=np.array([0.2, 0.8]), **QUICK).fit(X, y)
+    assert model.predict_quantiles(X).shape == (40, 2)
+
+
+def test_cross_validation_with_whole_categories_held_back() -> None:
+    X, y = shifted(150)  # noqa: N806
+    model = HeadRegressor(["site"], validation_by="site", **{**QUICK, "max_epochs": 10})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UnseenCategoryWarning)
+        assert np.isfinite(cross_val_predict(model, X, y, cv=2)).all()
+    assert "validation_loss" in model.fit(X, y).history_
+
+
 def test_the_unit_of_fractional_weights_does_not_matter() -> None:
     X, y = shifted(40)  # noqa: N806
     weight = np.linspace(0.1, 0.9, 40)
@@ -212,6 +277,7 @@ def test_pipeline_grid_search_cross_validation_and_pickle() -> None:
         ({"early_stopping": "yes"}, "early_stopping"),
         ({"early_stopping": True, "validation_fraction": 1.0}, "validation_fraction"),
         ({"max_epochs": 0}, "max_epochs"),
+        ({"loss": "hubre"}, "loss must be one of .*did you mean 'huber'"),
     ],
 )
 def test_arguments_are_refused_in_fit(options: dict[str, Any], message: str) -> None:
@@ -231,6 +297,9 @@ def test_data_are_refused() -> None:
         model.fit(X, y, eval_set=X)
     with pytest.raises(ValueError, match="eval_set must have as many targets as y, 1, got 2"):
         model.fit(X, y, eval_set=(X, np.stack([y, y], 1)))
+    for wrong in ({"early_stopping": False}, {"validation_by": "site"}):
+        with pytest.raises(ValueError, match=r"eval_set is there to stop early by, and .* asks for something else"):
+            clone(model).set_params(**wrong).fit(X, y, eval_set=(X, y))
     with pytest.raises(ValueError, match="early stopping needs at least 2 categories"):
         model.set_params(early_stopping=True, validation_by="site").fit(X.assign(site="a"), y)
     with pytest.raises(ValueError, match=r"X must have shape \(rows, columns\), got 1 dimensions"):
