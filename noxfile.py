@@ -59,9 +59,10 @@ def quickstart(session: nox.Session) -> None:
 
 @nox.session
 def library(session: nox.Session) -> None:
-    """Run the example that puts the parts together in a training loop of its own."""
-    install(session, "--editable", ".[examples]")
+    """Run the examples of the library: the parts in a training loop of its own, and scikit-learn around them."""
+    install(session, "--editable", ".[examples,sklearn]")
     session.run("python", "examples/quickstart.py", *(session.posargs or ("--output-dir", "build")))
+    session.run("python", "examples/estimator.py")
 
 
 @nox.session(venv_backend="venv")

@@ -25,6 +25,7 @@ from reghead.plots import (
     plot_utilization,
 )
 from reghead.plots._axes import drawable, height_of
+from reghead.plots._effects import by_strength, effect_table
 
 if TYPE_CHECKING:
     import matplotlib.axes
@@ -35,6 +36,7 @@ Routing: TypeAlias = tuple[Tensor, Tensor, Sequence[object]]
 """Routing weights ``(N, E)``, ids ``(N,)`` of the routing column, and the labels of ids 1 to K - 1."""
 LEARNED = "normalized target"
 ROUTING = "mean routing weight"
+BALANCING = "load balancing\n(1: even)"
 
 
 def draw_figures(
@@ -184,7 +186,7 @@ def _of_training(history: Mapping[str, Sequence[Any]]) -> Iterator[tuple[str, Dr
         experts = zip(*utilization, strict=True)
         panels.append((ROUTING, {f"expert {e}": values for e, values in enumerate(experts)}))
     if history.get("load_balancing_loss"):
-        panels.append(("load balancing\n(1: even)", {"load balancing": history["load_balancing_loss"]}))
+        panels.append((BALANCING, {"load balancing": history["load_balancing_loss"]}))
     if not panels:
         return
 
@@ -197,6 +199,8 @@ def _of_training(history: Mapping[str, Sequence[Any]]) -> Iterator[tuple[str, Dr
             ax.set(ylabel=label, xlabel="epoch" if ax is grid[-1, 0] else "")
             if label == ROUTING:
                 ax.set_ylim(bottom=0.0)  # an expert that nobody uses is at 0, and small differences look small
+            elif label == BALANCING:  # noise a hundredth above even looks even
+                ax.set_ylim(min(1.0, ax.dataLim.y0), max(1.1, ax.get_ylim()[1]))
             legend = ax.get_legend()
             if len(curves) == 1:
                 legend.remove()
@@ -255,13 +259,16 @@ def _effects(
 ) -> Draw:
     def draw(figure: "matplotlib.figure.Figure") -> None:
         grid = figure.subplots(1, len(effects), squeeze=False)[0]
+        _, first, effect = effects[0]
+        order = by_strength(effect_table(first, effect, column), effect)  # in all panels, to follow a category across
         for ax, (name, part, effect) in zip(grid, effects, strict=True):
-            plot_effects(part, effect=effect, column=column, units=LEARNED, ax=ax, **options)
+            plot_effects(part, effect=effect, column=column, order=order, units=LEARNED, ax=ax, **options)
             ax.set_title(name, fontsize=10)
+            ax.tick_params(labelleft=ax is grid[0])
             if len(outputs) > 1:
                 ax.set_xticks(range(len(outputs)), [drawable(output) for output in outputs], rotation=90, fontsize=8)
-        width = 4.2 if len(outputs) == 1 else min(10.0, 3.4 + 0.4 * len(outputs))
-        figure.set_size_inches(width * len(effects), 0.3 + height_of(len(grid[0].get_yticks())))
+        width = 2.4 if len(outputs) == 1 else min(8.0, 1.6 + 0.4 * len(outputs))
+        figure.set_size_inches(1.8 + width * len(effects), 0.3 + height_of(len(grid[0].get_yticks())))
         _set_title(figure, f"effects of {column}")
 
     return draw
@@ -277,8 +284,9 @@ def _film(head: RegressionHead, column: str, options: dict[str, Any]) -> Draw:
         categories = {name: ids if name == column else torch.zeros_like(ids) for name in head.config.film}
         assert head.embedding is not None  # film columns are embedded
         context = head.embedding.context(categories, head.config.film)
+        order = by_strength(effect_table(films[0], "scale", context=context), "scale")
         for number, (ax, film) in enumerate(zip(grid, films, strict=True), start=1):
-            plot_effects(film, effect="scale", context=context, ax=ax, **options)
+            plot_effects(film, effect="scale", context=context, order=order, ax=ax, **options)
             ax.set_title(f"hidden layer {number}", fontsize=10)
         width = max(film.num_features for film in films)
         figure.set_size_inches(

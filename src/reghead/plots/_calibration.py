@@ -1,5 +1,6 @@
 """How often targets are inside intervals and below quantiles, beside what chance allows."""
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -84,20 +85,14 @@ def plot_coverage(
     widths, left = [high - low for low, high in bands], [low for low, _ in bands]
     band = ax.barh(height, widths, left=left, height=0.8, color=BAND, zorder=1)
     line = ax.axvline(level, color="black", linewidth=0.8, zorder=2)
-    # A share and an end of its band are the same count over n; the margin is for their different roundings.
-    inside = [low - 1e-9 <= share <= high + 1e-9 for (share, _), (low, high) in zip(shares, bands, strict=True)]
-    handles, texts = [line, band], [f"nominal ({level:g})", "95 % by chance"]
-    for is_inside, color, marker, text in ((True, COLORS[0], "o", "within"), (False, COLORS[1], "D", "outside")):
-        chosen = [i for i in height if inside[i] is is_inside]
-        if chosen:
-            x = [shares[i][0] for i in chosen]
-            handles.append(ax.scatter(x, chosen, s=24, color=color, marker=marker, zorder=3, label=text))
-            texts.append(text)
+    covered = [share for share, _ in shares]
+    points, texts = _scatter_by_chance(ax, covered, height, covered, bands, 24.0)
     set_rows(ax, names)
-    ends = [end for pair in bands for end in pair] + [share for share, _ in shares]
+    ends = [end for pair in bands for end in pair] + covered
     ax.set_xlim(min(ends) - 0.03, max(ends) + 0.03)
     ax.set_xlabel("share of targets inside their interval")
-    add_legend(ax, handles, texts, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+    texts = [f"nominal ({level:g})", "95 % by chance", *texts]
+    add_legend(ax, [line, band, *points], texts, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     return ax
 
 
@@ -111,8 +106,9 @@ def plot_calibration(
     """Share of targets at or below each predicted quantile, against the level it should be.
 
     The grey bar at a level holds 95 % of the shares that as many independent targets have when the predictions are
-    calibrated (exact binomial). Points below the line at all levels mean predictions too low; below at low levels and
-    above at high ones, intervals too wide. Rows with a NaN target are left out.
+    calibrated (exact binomial); a share outside it is a diamond of another colour. Points below the line at all levels
+    mean predictions too low; below at low levels and above at high ones, intervals too wide. Rows with a NaN target
+    are left out.
 
     Args:
         preds: Predicted quantiles, in the units of ``target``, whose shape is followed by Q.
@@ -143,14 +139,40 @@ def plot_calibration(
         raise ValueError("preds must not be NaN where target is known")
 
     ax = make_axes(ax, 5.2, 5.2)
-    low, high = zip(*(binomial_band(count, level) for level in levels), strict=True)
-    band = ax.vlines(levels, low, high, color=BAND, linewidth=8.0 if len(levels) <= 20 else 3.0, zorder=1)
+    bands = [binomial_band(count, level) for level in levels]
+    low, high = zip(*bands, strict=True)
+    # In points, to be wider than the dots at any size of the axes, and yet apart where levels are close.
+    apart = min((b - a for a, b in itertools.pairwise(levels)), default=1.0)
+    width = min(14.0, max(3.0, 240.0 * apart))
+    band = ax.vlines(levels, low, high, color=BAND, linewidth=width, zorder=1)
     line = ax.axline((0.0, 0.0), slope=1.0, color="black", linewidth=0.8, zorder=2)
-    points = ax.scatter(levels, observed.tolist(), s=28, color=COLORS[0], zorder=3)
+    size = min(5.3, 0.6 * width) ** 2
+    points, texts = _scatter_by_chance(ax, levels, observed.tolist(), observed.tolist(), bands, size)
     ax.set(xlim=(0.0, 1.0), ylim=(0.0, 1.0), aspect="equal")
-    ax.set(xlabel="level", ylabel="share of targets at or below the quantile")
-    add_legend(ax, [points, band, line], [f"observed ({count:,})", "95 % by chance", "calibrated"], loc="upper left")
+    ax.set(xlabel="level", ylabel=f"share of {count:,} targets at or below the quantile")
+    add_legend(ax, [line, band, *points], ["calibrated", "95 % by chance", *texts], loc="upper left")
     return ax
+
+
+def _scatter_by_chance(
+    ax: "matplotlib.axes.Axes",
+    x: Sequence[float],
+    y: Sequence[float],
+    shares: Sequence[float],
+    bands: Sequence[tuple[float, float]],
+    size: float,
+) -> tuple[list[Any], list[str]]:
+    """Points at ``x`` and ``y``, those whose share is outside its band as diamonds; what a legend says of them."""
+    # A share and an end of its band are the same count over n; the margin is for their different roundings.
+    inside = [low - 1e-9 <= share <= high + 1e-9 for share, (low, high) in zip(shares, bands, strict=True)]
+    handles, texts = [], []
+    for is_inside, color, marker, text in ((True, COLORS[0], "o", "within"), (False, COLORS[1], "D", "outside")):
+        chosen = [i for i, value in enumerate(inside) if value is is_inside]
+        if chosen:
+            places = [x[i] for i in chosen], [y[i] for i in chosen]
+            handles.append(ax.scatter(*places, s=size, color=color, marker=marker, zorder=3, label=text))
+            texts.append(text)
+    return handles, texts
 
 
 def _coverage_rows(data: Any, confidence_level: float | None) -> tuple[list[Mapping[str, Any]], float]:

@@ -1,6 +1,6 @@
 """What categories do inside a model: the experts they use, the scale and shift they get."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 from reghead._checks import check_choice
 from reghead.nn import CategoryContext, ConditionalScaler, FiLM
 from reghead.plots._axes import COLORS, Data, as_tensor, drawable, height_of, label_with_units, make_axes, set_rows
-from reghead.plots._categories import choose, counts_of_ids, names_of_ids
+from reghead.plots._categories import choose, counts_of_ids, names_of_ids, with_count
 
 if TYPE_CHECKING:
     import matplotlib.axes
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 Effect: TypeAlias = Literal["scale", "bias"]
 """What a category does: multiplies, or adds."""
 MOST_NUMBERS = 16
+_NEUTRAL = {"scale": 1.0, "bias": 0.0}
 
 
 def plot_utilization(
@@ -36,7 +37,8 @@ def plot_utilization(
     Args:
         utilization: From :func:`~reghead.functional.expert_utilization`. Shape ``(K, E)``, row 0 the unknown.
         labels: Names of ids 1 to K - 1, such as ``encoder.vocabularies["location"].labels``.
-        counts: Rows of each id, shape ``(K,)``; without them all weigh the same, and the first are drawn.
+        counts: Rows of each id, shape ``(K,)``, drawn beside the names; without them all weigh the same, and the first
+            are drawn.
         max_categories: How many rows are drawn at most.
         ax: Where to draw; a new figure by default. The colour bar takes its room from it.
 
@@ -60,7 +62,8 @@ def plot_utilization(
     if not used:
         raise ValueError("utilization must have at least one category with rows, got NaN in each")
     table, names, weights = table[used], [names[i] for i in used], [weights[i] for i in used]
-    kept, texts = _pool(table, names, weights, max_categories, lambda row: (int(row.argmax()), -float(row.max())))
+    places = [(int(row.argmax()), -float(row.max())) for row in table]
+    kept, texts = _pool(table, places, names, weights, max_categories, counted=counts is not None)
 
     ax = make_axes(ax, 2.8 + 0.6 * kept.shape[1], height_of(len(kept)))
     _heatmap(ax, kept, texts, "cividis", 0.0, float(kept.max()), "mean routing weight", "{:.2f}")
@@ -76,6 +79,7 @@ def plot_effects(
     column: str | None = None,
     context: Tensor | CategoryContext | None = None,
     counts: Tensor | Sequence[float] | None = None,
+    order: Tensor | Sequence[int] | None = None,
     max_categories: int = 30,
     units: str | None = None,
     ax: "matplotlib.axes.Axes | None" = None,
@@ -96,7 +100,10 @@ def plot_effects(
         effect: ``"scale"`` (gamma), where 1 is nothing, or ``"bias"`` (beta), where 0 is.
         column: The column of a scaler; may be left out where it has one.
         context: Of a FiLM: what it gets for ids 0 to K - 1, such as ``embedding({"location": torch.arange(K)})``.
-        counts: Rows of each id, shape ``(K,)``; without them all weigh the same, and the first are drawn.
+        counts: Rows of each id, shape ``(K,)``, drawn beside the names; without them all weigh the same, and the first
+            are drawn.
+        order: Ids 1 to K - 1 from the top down, such as those of another panel beside this one; by default sorted as
+            above.
         max_categories: How many rows are drawn at most.
         units: Units of a bias: those of what the layer is applied to.
         ax: Where to draw; a new figure by default.
@@ -113,32 +120,21 @@ def plot_effects(
         >>> ax = plot_effects(scaler, ["lake", "sea"], "bias", ax=Figure().subplots())
         >>> ax.collections[-1].get_offsets().tolist(), [text.get_text() for text in ax.get_yticklabels()]
         ([[3.0, 0.0], [-1.0, 1.0]], ['lake', 'sea'])
+        >>> ax = plot_effects(scaler, ["lake", "sea"], counts=[0, 5, 9], order=[2, 1], ax=Figure().subplots())
+        >>> [text.get_text() for text in ax.get_yticklabels()]
+        ['sea (9)', 'lake (5)']
     """
-    check_choice("effect", effect, ("scale", "bias"))
-    kind: str = effect
-    neutral = 1.0 if effect == "scale" else 0.0
-    if isinstance(module, ConditionalScaler):
-        if context is not None:
-            raise ValueError("context is for a FiLM; a ConditionalScaler takes column")
-        table = _scaler_table(module, effect, column)
-    elif isinstance(module, FiLM):
-        if context is None or column is not None:
-            raise ValueError("a FiLM takes context, and no column: what it gets for each id, unknown (0) included")
-        with torch.no_grad():
-            table = as_tensor(module.gamma_beta(context)[0 if effect == "scale" else 1])
-        if table.ndim != 2:
-            raise ValueError(f"context must have one row for each id, (K, C), got a result of {tuple(table.shape)}")
-        kind = "gamma" if effect == "scale" else "beta"
-    else:
-        raise TypeError(f"module must be a ConditionalScaler or a FiLM, got {type(module).__name__}")
+    table = effect_table(module, effect, column, context)
     names, weights = names_of_ids(labels, len(table))[1:], counts_of_ids(counts, len(table))[1:]
     if not names:
         raise ValueError("module must have a known category to draw, got the unknown alone")
-
-    def strength(row: Tensor) -> float:
-        return float(row[0] if len(row) == 1 else (row - neutral).square().mean())
-
-    kept, texts = _pool(table[1:], names, weights, max_categories, lambda row: -strength(row))
+    ids = by_strength(table, effect) if order is None else [int(i) for i in order]
+    if sorted(ids) != list(range(1, len(table))):
+        raise ValueError(f"order must hold each id from 1 to {len(names)} once, got {ids}")
+    places = torch.tensor(ids).argsort().tolist()  # of each id, its place among the ids
+    kept, texts = _pool(table[1:], places, names, weights, max_categories, counted=counts is not None)
+    neutral = _NEUTRAL[effect]
+    kind = ("gamma" if effect == "scale" else "beta") if isinstance(module, FiLM) else effect
     text = label_with_units(kind, units if effect == "bias" else None)
 
     if kept.shape[1] == 1:
@@ -156,6 +152,36 @@ def plot_effects(
     _heatmap(ax, kept, texts, "RdBu_r", neutral - span, neutral + span, text, "{:.2g}")
     ax.set_xlabel("output" if isinstance(module, ConditionalScaler) else "feature")
     return ax
+
+
+def effect_table(
+    module: ConditionalScaler | FiLM,
+    effect: Effect,
+    column: str | None = None,
+    context: Tensor | CategoryContext | None = None,
+) -> Tensor:
+    """Effect of each id on each output or feature, shape ``(K, D)``."""
+    check_choice("effect", effect, ("scale", "bias"))
+    if isinstance(module, ConditionalScaler):
+        if context is not None:
+            raise ValueError("context is for a FiLM; a ConditionalScaler takes column")
+        return _scaler_table(module, effect, column)
+    if not isinstance(module, FiLM):
+        raise TypeError(f"module must be a ConditionalScaler or a FiLM, got {type(module).__name__}")
+    if context is None or column is not None:
+        raise ValueError("a FiLM takes context, and no column: what it gets for each id, unknown (0) included")
+    with torch.no_grad():
+        table = as_tensor(module.gamma_beta(context)[0 if effect == "scale" else 1])
+    if table.ndim != 2:
+        raise ValueError(f"context must have one row for each id, (K, C), got a result of {tuple(table.shape)}")
+    return table
+
+
+def by_strength(table: Tensor, effect: Effect) -> list[int]:
+    """The known ids by falling effect; where there are several outputs, by how far they are from no effect."""
+    rows = table[1:]
+    strength = rows[:, 0] if rows.shape[1] == 1 else (rows - _NEUTRAL[effect]).square().mean(-1)
+    return [1 + i for i in strength.argsort(descending=True, stable=True).tolist()]
 
 
 def _scaler_table(module: ConditionalScaler, effect: Effect, column: str | None) -> Tensor:
@@ -177,19 +203,30 @@ def _scaler_table(module: ConditionalScaler, effect: Effect, column: str | None)
 
 
 def _pool(
-    table: Tensor, names: list[str], weights: list[float], max_categories: int, key: Callable[[Tensor], Any]
+    table: Tensor,
+    places: Sequence[Any],
+    names: list[str],
+    weights: list[float],
+    max_categories: int,
+    *,
+    counted: bool,
 ) -> tuple[Tensor, list[str]]:
-    """The rows to draw, sorted by ``key``, and their names; the pool of the rest, if any, is last."""
+    """The rows to draw, sorted by ``places``, and their names; the pool of the rest, if any, is last."""
+
+    def name(text: str, weight: float) -> str:
+        return with_count(text, weight) if counted else drawable(text)
+
     shown = choose(weights, max_categories)
-    kept = sorted(shown.kept, key=lambda i: key(table[i]))
-    rows, texts = table[kept], [drawable(names[i]) for i in kept]
+    kept = sorted(shown.kept, key=lambda i: places[i])
+    rows, texts = table[kept], [name(names[i], weights[i]) for i in kept]
     if not shown.pooled:
         return rows, texts
     share = torch.tensor([weights[i] for i in shown.pooled], dtype=table.dtype)
+    pool_name = name(f"{len(shown.pooled)} others", float(share.sum()))
     # Where no pooled category has rows, they weigh the same.
     share = share / share.sum() if share.sum() else torch.full_like(share, 1.0 / len(share))
     pool = (share @ table[shown.pooled]).unsqueeze(0)
-    return torch.cat([rows, pool]), [*texts, f"{len(shown.pooled)} others"]
+    return torch.cat([rows, pool]), [*texts, pool_name]
 
 
 def _heatmap(

@@ -77,6 +77,10 @@ def heat(figure: Figure, panel: int = 0) -> tuple[list[str], Tensor]:
     return [text.get_text() for text in ax.get_yticklabels()], torch.from_numpy(ax.images[0].get_array().data)
 
 
+def rows_of(figure: Figure, panel: int = 0) -> list[str]:
+    return heat(figure, panel)[0]
+
+
 def test_a_plain_head_has_predictions_and_a_training(tmp_path: Path) -> None:
     assert draw(tmp_path / "new" / "figures", draw_data(levels=None)) == []
     assert files(tmp_path / "new" / "figures") == {"predictions.png", "training.png"}
@@ -206,6 +210,16 @@ def test_each_curve_has_a_panel_and_the_best_epoch_is_marked() -> None:
     assert figure.get_suptitle() == "training; dotted: the weights that were kept, of epoch 3"
 
 
+@pytest.mark.parametrize(("values", "low", "high"), [([1.005, 1.007], 1.0, 1.1), ([0.9, 3.0], 0.9, 3.0)])
+def test_the_axis_of_load_balancing_starts_at_even(values: list[float], low: float, high: float) -> None:
+    ((_, draw_into),) = _figures._of_training({"load_balancing_loss": values})
+    figure = Figure()
+    draw_into(figure)
+    bottom, top = figure.axes[0].get_ylim()
+    assert bottom == pytest.approx(low)
+    assert high <= top < 1.1 * high
+
+
 def test_a_training_without_validation_has_no_best_epoch() -> None:
     ((_, draw_into),) = _figures._of_training({"train_loss": [2.0, 1.0]})
     figure = Figure()
@@ -228,8 +242,10 @@ def test_film_is_drawn_one_category_at_a_time_with_the_other_columns_unknown(exp
             projection = state[f"{prefix.format(layer)}.weight_gamma"].double()[:, place]
             gamma = 1.0 + state[f"embedding.weight_{column}"].double() @ projection.T
             names, table = heat(figures[f"film_{column}"], layer)
+            names = [name.partition(" (")[0] for name in names]
             labels = encoder.vocabularies[column].labels
             assert sorted(names) == sorted(labels)
+            assert rows_of(figures[f"film_{column}"], layer) == rows_of(figures[f"film_{column}"])
             assert_close(table, gamma[[labels.index(name) for name in names]], rtol=1e-5, atol=1e-6)
 
 
@@ -243,10 +259,32 @@ def test_effects_are_those_of_the_scaler_and_of_the_random_intercepts() -> None:
     }
     state, labels = head.state_dict(), encoder.vocabularies["location"].labels
     expected = [1.0 + state["scaler.scale_location"], state["scaler.bias_location"], state["wide.bias_location"]]
-    for ax, table in zip(figures["effects_location"].axes, expected, strict=True):
-        drawn = dict(zip([t.get_text() for t in ax.get_yticklabels()], ax.collections[-1].get_offsets(), strict=True))
+    panels = figures["effects_location"].axes
+    names = [text.get_text() for text in panels[0].get_yticklabels()]
+    for ax, table in zip(panels, expected, strict=True):
+        drawn = dict(zip(names, ax.collections[-1].get_offsets(), strict=True))
         for label, value in zip(labels, table, strict=True):
-            assert drawn[label][0] == pytest.approx(value.item(), rel=1e-6)
+            assert drawn[f"{label} (10)"][0] == pytest.approx(value.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_panels_side_by_side_have_one_order_that_of_the_first_and_names_once(outputs: int) -> None:
+    scored = draw_data(outputs)
+    scored = scored._replace(labels={"location": [f"site {i}" for i in range(30)], "season": scored.labels["season"]})
+    head, encoder = make_head(scored, scaler=("location",), wide=("location",))
+    figure = draw_effects(head, encoder)["effects_location"]
+    panels = [ax for ax in figure.axes if ax.get_title()]
+    names, *others = [[text.get_text() for text in ax.get_yticklabels()] for ax in panels]
+    assert others == [[], []]
+    order = [list(encoder.vocabularies["location"].labels).index(name.partition(" (")[0]) for name in names]
+    assert sorted(order) == list(range(30))
+    state = head.state_dict()
+    expected = [1.0 + state["scaler.scale_location"], state["scaler.bias_location"], state["wide.bias_location"]]
+    for ax, table in zip(panels, expected, strict=True):
+        offsets = ax.images[0].get_array() if outputs > 1 else ax.collections[-1].get_offsets()[:, :1]
+        assert_close(torch.from_numpy(offsets.data), table[order].double(), rtol=1e-5, atol=1e-6)
+    strength = expected[0][order, 0] if outputs == 1 else (expected[0][order] - 1.0).square().sum(-1)
+    assert (strength[:-1] >= strength[1:]).all()
 
 
 def test_utilization_is_the_mean_weight_by_category() -> None:
@@ -256,7 +294,7 @@ def test_utilization_is_the_mean_weight_by_category() -> None:
     figure = Figure()
     draw_into(figure)
     names, table = heat(figure)
-    assert names == ["lake", "sea", "unknown"]
+    assert names == ["lake (2)", "sea (1)", "unknown (1)"]
     assert_close(table, torch.tensor([[0.75, 0.25], [0.0, 1.0], [0.2, 0.8]], dtype=torch.float64))
 
 
@@ -268,8 +306,8 @@ def test_the_categories_with_few_rows_are_pooled() -> None:
     draw_into(figure)
     names, _ = heat(figure)
     assert len(names) == 30
-    assert names[-1] == "11 others"
-    assert {f"site {i}" for i in range(20, 41)} <= set(names)
+    assert names[-1] == "11 others (11)"
+    assert {f"site {i} (2)" for i in range(20, 41)} <= set(names)
 
 
 def test_coverage_is_a_share_of_rows_whatever_they_weigh() -> None:

@@ -1,12 +1,14 @@
 """What plot_coverage and plot_calibration draw, and that their bands are those of the binomial distribution."""
 
+import itertools
 from io import BytesIO
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.testing import assert_allclose
@@ -147,7 +149,43 @@ def test_calibration_leaves_missing_targets_out() -> None:
     preds = torch.tensor([[1.0], [1.0], [NAN]])
     ax = plot_calibration(preds, torch.tensor([0.0, 2.0, NAN]), [0.5], ax=new_axes())
     assert ax.collections[-1].get_offsets().tolist() == [[0.5, 0.5]]
-    assert "observed (2)" in [text.get_text() for text in ax.get_legend().get_texts()]
+    assert ax.get_ylabel() == "share of 2 targets at or below the quantile"
+
+
+def test_a_quantile_outside_its_band_is_marked() -> None:
+    y = torch.arange(1.0, 101.0)
+    ax = plot_calibration(torch.tensor([10.0, 70.0, 90.0]).expand(100, 3), y, (0.1, 0.5, 0.9), ax=new_axes())
+    within, outside = ax.collections[1:]
+    assert_allclose(within.get_offsets(), [[0.1, 0.1], [0.9, 0.9]])
+    assert_allclose(outside.get_offsets(), [[0.5, 0.7]])
+    legend = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert legend == ["calibrated", "95 % by chance", "within", "outside"]
+
+
+@given(covered=st.integers(0, 50), level=st.sampled_from([0.1, 0.5, 0.9]))
+@settings(max_examples=20)
+def test_a_share_is_within_where_its_count_is_in_the_central_95_percent(covered: int, level: float) -> None:
+    y = torch.arange(1.0, 51.0)
+    ax = plot_calibration(torch.full((50, 1), float(covered)), y, [level], ax=new_axes())
+    low, high = binom.ppf([0.025, 0.975], 50, level)
+    assert ax.collections[-1].get_label() == ("within" if low <= covered <= high else "outside")
+
+
+@pytest.mark.parametrize(
+    "levels", [[0.5], [0.1, 0.5, 0.9], [k / 20 for k in range(1, 20)], [k / 100 for k in range(1, 100)]]
+)
+def test_a_band_is_wider_than_its_dot_and_apart_from_the_next(levels: list[float]) -> None:
+    y = torch.arange(1.0, 401.0)
+    preds = torch.tensor(levels).mul(400).expand(400, len(levels))
+    ax = plot_calibration(preds, y, levels)
+    ax.figure.draw_without_rendering()
+    band, dots = ax.collections[:2]
+    width, diameter = band.get_linewidth()[0], dots.get_sizes()[0] ** 0.5
+    assert width > 1.4 * diameter
+    points = 72.0 * ax.get_window_extent().width / ax.figure.dpi
+    if len(levels) < 50:  # 99 bars touch
+        assert width < points * min((b - a for a, b in itertools.pairwise(levels)), default=1.0)
+    plt.close(ax.figure)
 
 
 @pytest.mark.parametrize("number", [1, 99])

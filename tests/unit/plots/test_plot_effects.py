@@ -58,7 +58,7 @@ def test_categories_that_use_an_expert_most_stand_together() -> None:
 def test_the_pool_is_the_mean_by_count_and_stays_last() -> None:
     table = torch.tensor([[0.5, 0.5], [1.0, 0.0], [0.0, 1.0], [0.6, 0.4]])
     ax = plot_utilization(table, ["a", "b", "c"], counts=[2, 1, 9, 3], max_categories=3, ax=new_axes())
-    assert rows_of(ax) == ["c", "b", "2 others"]
+    assert rows_of(ax) == ["c (3)", "b (9)", "2 others (3)"]
     assert_close(heat(ax)[-1], torch.tensor([2.0, 1.0]).double() / 3.0)
 
 
@@ -97,6 +97,24 @@ def test_effects_of_a_scaler_are_its_parameters(positive: bool, output_dim: int,
         assert rows_of(ax) == ["abc"[i] for i in values.argsort(descending=True).tolist()]
         assert ax.lines[0].get_xdata()[0] == (1.0 if effect == "scale" else 0.0)
         assert ax.get_xlabel() == ("scale" if effect == "scale" else "bias (m)")
+
+
+@pytest.mark.parametrize("out_features", [1, 2])
+@pytest.mark.parametrize("as_order", [list, torch.tensor])
+def test_two_panels_can_have_one_order(out_features: int, as_order: Callable[[list[int]], object]) -> None:
+    module = scaler(out_features=out_features)
+    for effect, table in (("scale", 1.0 + module.scale_site.detach()), ("bias", module.bias_site.detach())):
+        ax = plot_effects(module, "abc", effect, column="site", order=as_order([2, 3, 1]), ax=new_axes())  # type: ignore[arg-type]
+        assert rows_of(ax) == ["b", "c", "a"]
+        drawn = heat(ax) if out_features > 1 else torch.from_numpy(ax.collections[-1].get_offsets().data)[:, :1]
+        assert_close(drawn, table[[1, 2, 0]].double(), atol=1e-6, rtol=1e-6)
+
+
+def test_counts_stand_by_the_names_and_choose_the_rows_of_any_order() -> None:
+    options = {"column": "site", "counts": [7, 1200, 2, 1], "ax": new_axes()}
+    assert rows_of(plot_effects(scaler(), "abc", order=[3, 2, 1], **options)) == ["c (1)", "b (2)", "a (1,200)"]  # type: ignore[arg-type]
+    ax = plot_effects(scaler(), "abc", order=[3, 2, 1], max_categories=2, **options)  # type: ignore[arg-type]
+    assert rows_of(ax) == ["a (1,200)", "2 others (3)"]
 
 
 def test_an_unseen_category_does_nothing() -> None:
@@ -156,6 +174,9 @@ def test_effects_refuse_what_they_cannot_draw() -> None:
             plot_effects(film, **options)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"context must have one row for each id, \(K, C\), got a result of \(3,\)"):
         plot_effects(film, context=torch.zeros(2))
+    for order in ([1, 2], [0, 1, 2], [1, 2, 2], [1, 2, 4]):
+        with pytest.raises(ValueError, match=r"order must hold each id from 1 to 3 once, got \[\d, "):
+            plot_effects(scaler(), column="site", order=order)
     with pytest.raises(TypeError, match="module must be a ConditionalScaler or a FiLM, got Linear"):
         plot_effects(torch.nn.Linear(1, 1))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="module must have a known category to draw, got the unknown alone"):
