@@ -32,6 +32,8 @@ extensions = [
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"reghead {release}"
+html_static_path = ["_static"]
+html_css_files = ["custom.css"]
 nitpicky = True
 
 autodoc_default_options = {"members": True, "inherited-members": "Module, BaseException, tuple"}

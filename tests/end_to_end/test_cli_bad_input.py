@@ -15,6 +15,7 @@ import torch
 
 from _command import errors, flags, lakes, saved, start, train
 from reghead.cli import _checkpoint, _files, _scoring, main
+from reghead.cli._run_directory import RunDirectory
 from reghead.estimators._model import TableModel
 from reghead.heads import RegressionHead
 
@@ -76,7 +77,9 @@ def put(column: str, value: object, row: int = 4) -> Callable[[pd.DataFrame], pd
         (put("depth", "deep"), ["columns without a role", "'depth' (string)", "--exclude-columns"]),
         (put("pH", None), ["target 'pH' must be a finite number, got no value in row 5", "leave those rows out"]),
         (put("pH", "-inf"), ["target 'pH' must be a finite number, got -inf in row 5"]),
-        (put("pH", "acid"), ["target 'pH'", "number", "acid"]),
+        (put("pH", "acid"), ["target 'pH' must hold numbers, got 'acid' in row 5"]),
+        (put("pH", 1e300), ["target 'pH' must be at most 1e+150 in size", "got 1e+300 in row 5", "power of ten"]),
+        (put("depth", -1e200), ["feature 'depth' must be at most 1e+150 in size", "got -1e+200 in row 5"]),
         (lambda f: f.assign(lake=[f"lake {i}" for i in range(len(f))]), ["'lake'", "identifies rows", "--id-column"]),
         (lambda f: f.assign(lake="Como"), ["'lake' has one category only, 'Como'", "leave it out"]),
         (lambda f: f.assign(lake=None), ["'lake' has no value in any row"]),
@@ -112,14 +115,19 @@ def test_a_table_that_cannot_be_read(tmp_path: Path, capsys: Capture) -> None:
 @pytest.mark.parametrize(
     ("more", "parts"),
     [
-        (["--lrr", "1"], ["unrecognized arguments: --lrr 1", "did you mean '--lr'?", "--help"]),
+        (["--lrr", "1"], ["unrecognized arguments: --lrr 1", "did you mean '--lr'?", "; reghead train --help"]),
         (["--lr", "fast"], ["--lr", "must be a number, got 'fast'"]),
         (["--lr", "0"], ["--lr", "must be finite and > 0, got 0.0"]),
         (["--max-epochs", "1.5"], ["--max-epochs", "must be an integer, got '1.5'"]),
         (["--seed", "-1"], ["--seed", "from 0 to 4294967295, got '-1'"]),
         (["--dtype", "int8"], ["--dtype", "must be one of 'float32', 'float64', got 'int8'"]),
         (["--quantiles", "0.9"], ["--quantiles is for --loss-type quantile", "leave --quantiles out"]),
-        (["--loss-type", "quantile", "--quantiles", "0.9,0.1"], ["strictly increasing"]),
+        (
+            ["--loss-type", "quantile", "--quantiles", "0.9,0.1"],
+            ["error: --quantiles must be strictly", "; write 0.1,0.9;"],
+        ),
+        (["--quantiles", "0,0.5"], ["error: --quantiles[0] must be finite and > 0 and < 1, got 0.0"]),
+        (["--loss-config", '{"pH": "msee"}'], ["error: --loss-config['pH']['type'] must be one of"]),
         (["--film-conditioning", "lake"], ["--film-conditioning acts on hidden layers", "--regressor-hidden-dims"]),
         (["--residual-regression-head"], ["--regressor-hidden-dims gives none"]),
         (["--moe-routing", "lake"], ["--moe-routing does nothing without --moe-experts"]),
@@ -135,6 +143,7 @@ def test_a_table_that_cannot_be_read(tmp_path: Path, capsys: Capture) -> None:
         (["--loss-config", '{"pH": "mse"'], ["is not valid JSON at line 1, column 13"]),
         (["--loss-config", "none.json"], ["--loss-config", "none.json"]),
         (["--validation-fraction", "0", "--validation-by", "lake"], ["--validation-by does nothing"]),
+        (["--validation-fraction", "0", "--patience", "5"], ["--patience does nothing with --validation-fraction 0"]),
         (["--validation-table", "v.csv", "--validation-by", "lake"], ["--validation-table takes the place of"]),
         (["--device", "tpu"], ["--device tpu cannot be used", "choose cpu"]),
         (["--config", "none.json"], ["--config cannot read 'none.json'"]),
@@ -177,7 +186,8 @@ def test_a_device_that_is_not_there(tmp_path: Path, model: Path, table: Path, ca
         ("c.json", '{"max-epochs": "many"}', "--max-epochs must be an integer, got 'many'"),
         ("c.json", '{"overwrite": "yes"}', "--overwrite must be True or False, got 'yes'"),
         ("c.json", '{"categorical-lr": 0.1}', "--categorical-lr does nothing without --categorical-columns"),
-        ("c.json", '{"config": "d.json"}', "'config', which is no flag"),
+        ("c.json", '{"config": "d.json"}', "'config', which works on the command line alone; leave it out"),
+        ("c.json", '{"traceback": true}', "'traceback', which works on the command line alone; leave it out"),
         ("c.toml", "lr = 0.1\nseed = \n", "c.toml is not valid TOML: Invalid value (at line 2"),
         ("c.toml", '"max epochs" = 1', "'max epochs', which is no flag"),
         ("c.yaml", "lr: 0.1", "--config must be a .json or a .toml file, got"),
@@ -226,6 +236,12 @@ def _holds(frame: pd.DataFrame, seed: int) -> bool:
 
     aside = held_back(len(frame), 0.1, frame["lake"], np.random.RandomState(seed))
     return set(frame["lake"][aside]) == {"Huron"}
+
+
+def test_a_weight_that_is_too_large_to_be_squared(tmp_path: Path, capsys: Capture) -> None:
+    table = saved(tmp_path, lakes().assign(weight=1e200))
+    message = refused(capsys, tmp_path, flags(table, tmp_path / "out", "--weight-column", "weight"))
+    assert "weight 'weight' must be at most 1e+150 in size, as its square is computed, got 1e+200 in row 1" in message
 
 
 def test_a_validation_table_that_weighs_nothing(tmp_path: Path, table: Path, capsys: Capture) -> None:
@@ -393,6 +409,19 @@ def test_a_trained_model_needs_no_second_process(
     monkeypatch.setenv("WORLD_SIZE", "2")
     message = refused(capsys, tmp_path, [command, model, table])
     assert f"reghead {command} runs in one process; start it without torchrun" in message
+
+
+@pytest.mark.parametrize("where", ["training", "validation"])
+def test_targets_are_looked_at_before_anything_is_opened(
+    tmp_path: Path, table: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """No folder, and no progress bar."""
+    monkeypatch.setattr(RunDirectory, "open", lambda self: pytest.fail("the folder was opened"))
+    monkeypatch.setattr("reghead.cli._train.progress", lambda *_: pytest.fail("the progress bar was shown"))
+    text = saved(tmp_path, put("pH", "acid")(lakes()), "text.csv")
+    tables = (text, table) if where == "training" else (table, text)
+    arguments = flags(tables[0], tmp_path / "out", "--validation-table", tables[1])
+    assert "target 'pH' must hold numbers, got 'acid' in row 5" in refused(capsys, tmp_path, arguments)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

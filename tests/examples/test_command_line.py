@@ -171,7 +171,7 @@ def test_it_runs_as_a_user_runs_it_and_two_processes_train_as_documented(example
     printed, shown = prices(done.stdout), prices((ROOT / "README.md").read_text(encoding="utf-8"))
     assert printed.keys() == shown.keys() == {run.name for run in example.RUNS} - {"share"}
     for head, scores in shown.items():
-        assert printed[head] == pytest.approx(scores, rel=0.25), head
+        assert printed[head] == pytest.approx(scores, rel=0.02), head
 
     torchrun = next(c for c in commands_of("docs/command_line.md") if c.startswith("torchrun "))
     words = [sys.executable, "-m", "torch.distributed.run", *shlex.split(torchrun)[1:], "--max-epochs", "2"]

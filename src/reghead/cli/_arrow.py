@@ -6,9 +6,12 @@ import re
 import zipfile
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from decimal import Decimal
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeAlias
+
+import numpy as np
 
 from reghead._optional import import_optional
 from reghead.cli._errors import InputError
@@ -19,6 +22,7 @@ Series: TypeAlias = Any  # pandas.Series
 ArrowTable: TypeAlias = Any  # pyarrow.Table
 
 MISSING_TOKENS = ("", "NA", "N/A", "n/a", "#N/A", "NaN", "nan", "-NaN", "-nan", "NULL", "null", "None", "<NA>", "NaT")
+_WHOLE = re.compile(r"-?(0|[1-9]\d*)\.0")
 _LONGEST_QUOTE = 60  # characters of a file in a message
 
 
@@ -140,9 +144,41 @@ def types_of(schema: Any) -> tuple[dict[str, str], list[str]]:
     return {field.name: str(field.type) for field in schema}, numeric
 
 
-def to_pandas(arrow: Any) -> DataFrame:
-    """A DataFrame in which every number is of a NumPy dtype, NaN where it is missing."""
+def as_text(value: object) -> str:
+    """A label or an id as text, a whole number without a decimal point: 1, 1.0 and "1.0" are "1"; "01" stays."""
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    if isinstance(value, float | np.floating | Decimal) and value == value // 1:
+        return str(int(value))
+    text = f"{value.normalize():f}" if isinstance(value, Decimal) else str(value)
+    return text[:-2] if _WHOLE.fullmatch(text) else text
+
+
+def _labels_as_text(column: Any) -> Any:
+    """A column of numbers, booleans or text as text; each distinct value is looked at once."""
     pa = need("pyarrow")
+    kinds = pa.types
+    kind = column.type.value_type if kinds.is_dictionary(column.type) else column.type
+    numbers = (kinds.is_integer, kinds.is_floating, kinds.is_decimal, kinds.is_boolean)
+    texts = (kinds.is_string, kinds.is_large_string, kinds.is_string_view)
+    if not any(is_kind(kind) for is_kind in (*numbers, *texts)):
+        return column
+    if kinds.is_float16(kind) or kinds.is_string_view(kind):  # Arrow does not count those
+        column = column.cast(pa.float32() if kinds.is_float16(kind) else pa.string())
+    codes = pa.chunked_array(column.dictionary_encode()).combine_chunks()
+    distinct = codes.dictionary
+    # As NumPy's numbers, which are written as short as their own precision allows.
+    values = list(distinct.to_numpy(zero_copy_only=False)) if kinds.is_floating(kind) else distinct.to_pylist()
+    labels = [None if v is None or v != v else as_text(v) for v in values]
+    return pa.array(labels, pa.string()).take(codes.indices)
+
+
+def to_pandas(arrow: Any, labels: Collection[str] = ()) -> DataFrame:
+    """A DataFrame in which every number is of a NumPy dtype, NaN where it is missing; the ``labels`` are text."""
+    pa = need("pyarrow")
+    for i, name in enumerate(arrow.column_names):
+        if name in labels:
+            arrow = arrow.set_column(i, name, _labels_as_text(arrow.column(i)))
     for i, field in enumerate(arrow.schema):
         boolean = pa.types.is_boolean(field.type) and arrow.column(i).null_count
         if boolean or pa.types.is_null(field.type) or pa.types.is_decimal(field.type):

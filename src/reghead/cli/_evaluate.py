@@ -9,9 +9,9 @@ from pathlib import Path
 import rich.console
 
 from reghead.cli._errors import InputError
-from reghead.cli._files import data_fingerprint, library_fingerprint, write_json
+from reghead.cli._files import check_inputs_stay, data_fingerprint, library_fingerprint, write_json
 from reghead.cli._parts import TableParts
-from reghead.cli._predict import UnseenLabels, open_rows
+from reghead.cli._predict import UnseenLabels, open_rows, report_unmatched
 from reghead.cli._run_directory import RESULT, RunDirectory
 from reghead.cli._saved import FORMAT, load_run
 from reghead.cli._scoring import groupings, report_of, score_rows, write_report
@@ -23,9 +23,13 @@ def run(args: argparse.Namespace) -> None:
     """Evaluate as ``args`` say."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError("reghead evaluate runs in one process; start it without torchrun")
-    folder = None if args.output_dir is None else RunDirectory(args.output_dir, overwrite=bool(args.overwrite))
+    folder = None
+    if args.output_dir is not None:
+        check_inputs_stay(args.output_dir, {"FOLDER": args.model, "TABLE": args.table, "--metadata": args.metadata})
+        folder = RunDirectory(args.output_dir, kind="evaluation", overwrite=bool(args.overwrite))
     saved = load_run(Path(args.model), args.device or "cpu")
     table = open_rows(args, saved)
+    report_unmatched(table)
     by = groupings(args.report_by, saved.schema.categories, table)
     parts, unseen = TableParts(table, saved.schema), UnseenLabels(saved.model)
     for part in parts:

@@ -70,6 +70,30 @@ def atomic_path(path: _PathLike) -> Iterator[Path]:
                 partial.unlink()
 
 
+def is_inside(path: _PathLike, folder: _PathLike) -> bool:
+    """Whether ``path`` is ``folder``, or lies in it, links followed; also of two names of one file."""
+    resolved = Path(path).resolve()
+    return any(_is_same(parent, Path(folder).resolve()) for parent in (resolved, *resolved.parents))
+
+
+def check_inputs_stay(output_dir: str, inputs: Mapping[str, _PathLike | None]) -> None:
+    """Refuse an output folder that holds what is read: it is replaced as a whole.
+
+    Args:
+        output_dir: As the user wrote it.
+        inputs: What the user calls a file or folder that is read, and where it is; None where it was not given.
+    """
+    for name, path in inputs.items():
+        if path is not None and (is_inside(path, output_dir) or is_inside(path, f"{Path(output_dir)}.partial")):
+            raise InputError(
+                f"--output-dir {output_dir} would replace {path}, which is given as {name}; choose another --output-dir"
+            )
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    return one == other or (one.exists() and other.exists() and one.samefile(other))
+
+
 def sha256_of(path: _PathLike) -> str:
     """SHA-256 of a file, in hexadecimal digits."""
     with Path(path).open("rb") as file:
@@ -93,11 +117,16 @@ def library_fingerprint() -> dict[str, str]:
 
 
 def data_fingerprint(table: Table, schema: Schema) -> dict[str, Any]:
-    """What was computed with: each file by name, size and SHA-256, the rows, and the types of the columns in use."""
+    """What was computed with: each file by name, size and SHA-256, the rows, and the types of the columns in use.
+
+    Of a join, also how many embeddings and how many rows of metadata had no counterpart.
+    """
+    joined = {"unmatched": dict(zip(("embeddings", "metadata"), table.unmatched, strict=True))}
     return {
         "files": [{"name": path.name, "size": path.stat().st_size, "sha256": sha256_of(path)} for path in table.paths],
         "rows": table.rows,
         "columns": {column: table.types[column] for column in schema.columns if column in table.types},
+        **(joined if len(table.paths) > 1 else {}),
     }
 
 

@@ -1,9 +1,10 @@
 """The flags of the command beside those of :data:`reghead.config.FLAGS`: the table, the training, the output."""
 
 import dataclasses
+from typing import Any
 
 from reghead.config import FLAGS, Flag, Kind
-from reghead.config._flag import COLUMNS, choice, integer, number, switch
+from reghead.config._flag import COLUMNS, LOSS_CONFIG, choice, integer, number, switch
 
 TABLE, TRAINING, RUN, REPORT = "table", "training", "run", "report"
 
@@ -174,10 +175,23 @@ EVALUATE_FLAGS: tuple[Flag, ...] = (
     TRACEBACK,
 )
 
+
+class LossesOfFile(dict[str, Any]):
+    """The losses of ``--loss-config``, with the file they were read from; None where they are JSON on the spot."""
+
+    file: str | None = None
+
+
+def _losses(name: str, value: object) -> LossesOfFile:
+    losses = LossesOfFile(LOSS_CONFIG.parse(name, value))
+    if isinstance(value, str) and not value.strip().startswith("{"):
+        losses.file = value.strip()
+    return losses
+
+
+_OURS: dict[str, dict[str, Any]] = {
+    "--normalize-targets": {"default": "on, but with --bounded-targets, and with --normalize-targets-by instead"},
+    "--loss-config": {"kind": dataclasses.replace(LOSS_CONFIG, parse=_losses)},
+}
 # The tables that people bring have targets of any size, so that here the target is standardised unless told otherwise.
-MODEL_FLAGS: tuple[Flag, ...] = tuple(
-    dataclasses.replace(flag, default="on, but with --bounded-targets, and with --normalize-targets-by instead")
-    if flag.name == "--normalize-targets"
-    else flag
-    for flag in FLAGS
-)
+MODEL_FLAGS: tuple[Flag, ...] = tuple(dataclasses.replace(flag, **_OURS.get(flag.name, {})) for flag in FLAGS)

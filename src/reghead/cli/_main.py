@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import Any, NoReturn
 
-from reghead._warnings import RegheadWarning, UnseenCategoryWarning
+from reghead import RedundantOptionWarning, RegheadWarning, UnseenCategoryWarning
 from reghead.cli._errors import InputError
 from reghead.cli._parser import make_parser
 
@@ -78,6 +78,7 @@ def _plain_warnings() -> Iterator[None]:
         warnings.showwarning = show
         warnings.simplefilter("always", RegheadWarning)
         warnings.simplefilter("ignore", UnseenCategoryWarning)  # the commands count them over the whole table
+        warnings.simplefilter("ignore", RedundantOptionWarning)  # of the head's arguments; training names the flags
         yield
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.metadata
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,8 @@ from reghead.config import Flag, add_arguments
 from reghead.config._base import parse_json
 
 ALL_TRAIN_FLAGS = (*TRAIN_FLAGS, *MODEL_FLAGS)
-# Of the table of the model's flags too: where one is left out of what is given, the file of flags may have it.
+_FLAGS: dict[str, Sequence[Flag]] = {"train": ALL_TRAIN_FLAGS, "predict": PREDICT_FLAGS, "evaluate": EVALUATE_FLAGS}
+_TYPED_ALONE = ("config", "traceback")  # read before any file of flags is
 _WHAT = {
     "train": "fit a regression head to a table and write the model, its scores and figures to a folder",
     "predict": "write the predictions of a trained model for the rows of a table",
@@ -24,10 +26,19 @@ _WHAT = {
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        unknown = message.removeprefix("unrecognized arguments: ")
-        flags = {flag.name for flag in (*ALL_TRAIN_FLAGS, *PREDICT_FLAGS, *EVALUATE_FLAGS)}
-        guess = "" if unknown == message else did_you_mean(unknown.split()[0].partition("=")[0], flags)
-        raise InputError(f"{message}{guess}; {self.prog} --help lists the flags")
+        # The kinds of values do not know their flag here, and call it "value".
+        message = re.sub(r"^argument (--[\w-]+): value\b", r"\1", message)
+        raise InputError(f"{message}; {self.prog} --help lists the flags")
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse does, and with the command of a flag that is none."""
+        found, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            flags = [flag.name for flag in _FLAGS[found.command]]
+            guess = did_you_mean(unknown[0].partition("=")[0], flags)
+            command = f"{self.prog} {found.command}"
+            raise InputError(f"unrecognized arguments: {' '.join(unknown)}{guess}; {command} --help lists the flags")
+        return found
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -80,7 +91,7 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
             given[dest] = True
     given |= {dest: value for dest, value in vars(args).items() if value is not None and dest in {*flags, "table"}}
     given.pop("config", None)
-    for flag in ALL_TRAIN_FLAGS:
+    for flag in ALL_TRAIN_FLAGS:  # the model's too: what one needs may be in either place
         if flag.dest in given and flag.needs is not None:
             needed = flag.needs.removeprefix("--").replace("-", "_")
             if needed not in given:
@@ -105,8 +116,10 @@ def _read_config(path: str, flags: Mapping[str, Flag]) -> dict[str, Any]:
     if not isinstance(data, Mapping):
         raise InputError(f"--config {path} must hold an object of flags and values, got {type(data).__name__}")
     names = {key: key.replace("-", "_") for key in data}
-    known = {*flags, "table"} - {"config"}
+    known = {*flags, "table"}.difference(_TYPED_ALONE)
     for key, name in names.items():
+        if name in _TYPED_ALONE:
+            raise InputError(f"--config {path} has {key!r}, which works on the command line alone; leave it out")
         if name not in known:
             raise InputError(
                 f"--config {path} has {key!r}, which is no flag of reghead train{did_you_mean(name, known)}"

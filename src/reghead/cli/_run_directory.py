@@ -1,23 +1,29 @@
-"""The output folder of a training: its results appear all at once, or not at all."""
+"""The output folder of a training or an evaluation: its results appear all at once, or not at all."""
 
 import contextlib
+import json
 import os
 import shutil
-import socket
-from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self, TypeAlias
 
 from reghead.cli._errors import InputError
+from reghead.cli._lock import FolderLock
 
 RESULT = "run.json"
 MARK = "unfinished.txt"
-MARK_TEXT = "This training has not finished. The same command goes on with it with --resume.\n"
+Content: TypeAlias = Literal["model", "evaluation"]
+"""What is in a folder, as its ``run.json`` and its mark say."""
+_WORK: dict[Content, str] = {"model": "training", "evaluation": "evaluation"}
+_MARK_TEXTS: dict[Content, str] = {
+    "model": "This training has not finished. The same command goes on with it with --resume.\n",
+    "evaluation": "This evaluation has not finished. The same command starts it anew.\n",
+}
 
 
 class RunDirectory:
-    """The folder that a training writes into, and its move to where the results belong.
+    """The folder that a training or an evaluation writes into, and its move to where the results belong.
 
     While it runs, everything is in the sibling ``<output_dir>.partial``; :meth:`commit` moves that to ``output_dir``.
     Results that are there already are first moved aside, to the hidden sibling ``.<name>.reghead-replaced``, and
@@ -31,11 +37,12 @@ class RunDirectory:
     Whatever is to be deleted is renamed first, to ``.<name>.reghead-discarded``, so that no folder is ever half of
     itself under its own name.
 
-    ``<output_dir>.lock`` holds the process id and the host of the process that is at work here. That of a process
-    that no longer runs is taken over; one of another host, which cannot be asked, is not.
+    ``<output_dir>.lock`` keeps other processes away meanwhile.
 
     Args:
         output_dir: Where the results are to be.
+        kind: What they are. Results of the other kind are never replaced: they may be the model that is evaluated.
+            An unfinished evaluation is started anew, unasked.
         overwrite: Replace the results that are there, and start anew where an unfinished training is.
         resume: Go on with the unfinished training; with ``overwrite`` too, its results then replace those there.
 
@@ -44,36 +51,38 @@ class RunDirectory:
             Nothing has been changed then.
     """
 
-    def __init__(self, output_dir: Path | str, *, overwrite: bool = False, resume: bool = False) -> None:
+    def __init__(
+        self, output_dir: Path | str, *, kind: Content = "model", overwrite: bool = False, resume: bool = False
+    ) -> None:
         self.shown = str(output_dir) or "."
         # A link stays: what it points to is replaced, beside itself.
         self.output_dir = Path(self.shown).resolve()
-        self.overwrite, self.resume = overwrite, resume
+        self.kind, self.overwrite, self.resume = kind, overwrite, resume
         self._is_open = False
         self._check_place()
         parent, name = self.output_dir.parent, self.output_dir.name
         self.path = parent / f"{name}.partial"
-        self.lock = parent / f"{name}.lock"
+        self.lock = FolderLock(parent / f"{name}.lock", self.shown)
         self._aside = parent / f".{name}.reghead-replaced"
         self._discarded = parent / f".{name}.reghead-discarded"
         if self._aside.exists():
-            with self._locked():
+            with self.lock:
                 self._finish_commit()
         self._check_contents()
 
     def open(self) -> Self:
         """Lock the folder, and make ``path``: new and empty, or with ``resume`` as it was left."""
         self.output_dir.parent.mkdir(parents=True, exist_ok=True)
-        self._acquire()
+        self.lock.acquire()
         try:
             shutil.rmtree(self._discarded, ignore_errors=True)
             self._check_contents()  # again: only now no other process can change it
             if not self.resume and self.path.exists():
                 self._delete(self.path)
             self.path.mkdir(exist_ok=True)
-            (self.path / MARK).write_text(MARK_TEXT, encoding="utf-8")
+            (self.path / MARK).write_text(_MARK_TEXTS[self.kind], encoding="utf-8")
         except BaseException:
-            self._release()
+            self.lock.release()
             raise
         self._is_open = True
         return self
@@ -86,10 +95,10 @@ class RunDirectory:
         """
         self._require_open()
         replaces = _has_entries(self.output_dir)
-        if replaces and not (self.overwrite and _is_result(self.output_dir)):
+        if replaces and not (self.overwrite and _kind_of(self.output_dir) == self.kind):
             raise InputError(
-                f"{self.shown} was written by somebody else during the training; the results are in {self.path}: "
-                "move them to another place"
+                f"{self.shown} was written by somebody else during the {_WORK[self.kind]}; the results are in "
+                f"{self.path}: move them to another place"
             )
         if replaces:
             self.output_dir.rename(self._aside)
@@ -108,7 +117,7 @@ class RunDirectory:
         return self.output_dir
 
     def discard(self) -> None:
-        """Delete what the training has written so far; the results that were there stay."""
+        """Delete what was written so far; the results that were there stay."""
         self._require_open()
         self._delete(self.path)
         self.close()
@@ -117,7 +126,7 @@ class RunDirectory:
         """Let other processes at the folder again; an unfinished training stays in ``path``, to be resumed."""
         if self._is_open:
             self._is_open = False
-            self._release()
+            self.lock.release()
 
     def __enter__(self) -> Self:
         return self if self._is_open else self.open()
@@ -158,34 +167,58 @@ class RunDirectory:
 
     def _check_contents(self) -> None:
         """Refuse to resume what is not there, and to replace what nobody said to replace."""
-        holder = self._holder()
-        if holder is not None and not self._is_own(holder) and _runs(holder):
-            raise self._in_use(holder)
+        self.lock.check()
         has_results, has_partial = _has_entries(self.output_dir), _has_entries(self.path)
         if self.path.exists() and not self.path.is_dir():
-            raise InputError(f"{self.path} is a file, where the training would write its folder; move it away")
+            work = _WORK[self.kind]
+            raise InputError(f"{self.path} is a file, where the {work} would write its folder; move it away")
         if self.resume and not has_partial:
             if has_results:
                 raise InputError(f"nothing to resume: the training in {self.shown} is complete")
             raise InputError(f"nothing to resume: there is no unfinished training in {self.path}; leave --resume out")
-        if has_partial and not (self.resume or self.overwrite):
+        if has_partial:
+            self._check_partial()
+        if has_results:
+            self._check_results()
+
+    def _check_partial(self) -> None:
+        """Refuse to delete what is no unfinished work of this kind, or what nobody said to delete."""
+        found = _kind_of(self.path)
+        if found is None:
+            raise InputError(f"{self.path} is not a folder that reghead wrote (it has no whole {MARK}); move it away")
+        if found != self.kind:
+            raise InputError(
+                f"an unfinished {_WORK[found]} is in {self.path}, and the {_WORK[self.kind]} would replace it; choose "
+                "another --output-dir, or delete that folder"
+            )
+        if self.kind == "model" and not (self.resume or self.overwrite):
             raise InputError(
                 f"an unfinished training is in {self.path}; --resume goes on with it, --overwrite starts anew"
             )
-        if has_results and not self.overwrite:
+
+    def _check_results(self) -> None:
+        """Refuse to replace what is no result of this kind, or what nobody said to replace."""
+        found = _kind_of(self.output_dir)
+        if found is not None and found != self.kind:
+            raise InputError(
+                f"{self.shown} holds {_a(found)}, which {_a(self.kind)} does not replace; choose another --output-dir"
+            )
+        if not self.overwrite:
             if self.resume:
                 raise InputError(
                     f"{self.shown} already has results; give --overwrite beside --resume to replace them when the "
                     "resumed training is done"
                 )
+            if found is None:
+                raise InputError(
+                    f"{self.shown} already has results, which are not reghead's; choose another --output-dir"
+                )
             raise InputError(f"{self.shown} already has results; choose another --output-dir, or give --overwrite")
-        if has_results and not _is_result(self.output_dir):
+        if found is None:
             raise InputError(
-                f"{self.shown} is not a folder that reghead wrote (it has no {RESULT}), and is not overwritten; "
-                "choose another --output-dir"
+                f"{self.shown} is not a folder that reghead wrote (it has no whole {RESULT}), and is not "
+                "overwritten; choose another --output-dir"
             )
-        if has_partial and not ((self.path / MARK).is_file() or _is_result(self.path)):
-            raise InputError(f"{self.path} is not a folder that reghead wrote (it has no {MARK}); move it away")
 
     def _finish_commit(self) -> None:
         """Do the rest of a commit that a crash cut short."""
@@ -209,85 +242,6 @@ class RunDirectory:
         folder.rename(self._discarded)
         shutil.rmtree(self._discarded, ignore_errors=True)
 
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        self._acquire()
-        try:
-            yield
-        finally:
-            self._release()
-
-    def _acquire(self) -> None:
-        for _ in range(3):
-            try:
-                # O_EXCL: of two processes that come at once, one makes the file.
-                handle = os.open(self.lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
-            except FileExistsError:
-                holder = self._holder()
-                if holder is None:
-                    continue  # released in between
-                if not self._is_own(holder) and _runs(holder):
-                    raise self._in_use(holder) from None
-                self._take_over(holder)
-            else:
-                with os.fdopen(handle, "w", encoding="utf-8") as file:
-                    file.write(_me())
-                return
-        raise self._in_use(self._holder() or "")
-
-    def _take_over(self, holder: str) -> None:
-        """Remove the lock of a process that no longer runs, unless another process has done so first."""
-        taken = self.lock.with_name(f"{self.lock.name}.{os.getpid()}")
-        try:
-            self.lock.rename(taken)
-        except FileNotFoundError:
-            return
-        if taken.read_text(encoding="utf-8", errors="replace") != holder:
-            taken.rename(self.lock)  # the lock of the one that was first
-            return
-        taken.unlink()
-
-    def _release(self) -> None:
-        holder = self._holder()
-        if holder is not None and self._is_own(holder):
-            self.lock.unlink(missing_ok=True)
-
-    def _holder(self) -> str | None:
-        """What the lock says, or None where there is none."""
-        try:
-            return self.lock.read_text(encoding="utf-8", errors="replace")
-        except FileNotFoundError:
-            return None
-
-    def _is_own(self, holder: str) -> bool:
-        # Its number came round again, as in a container, or this process did not get to let go: nobody else runs.
-        return holder == _me()
-
-    def _in_use(self, holder: str) -> InputError:
-        process = " on ".join(holder.split()[:2]) or "unknown"
-        return InputError(
-            f"{self.shown} is being written by another process ({process}); wait for it or choose another "
-            f"--output-dir. If no training runs there, delete {self.lock}"
-        )
-
-
-def _me() -> str:
-    return f"{os.getpid()} {socket.gethostname()}\n"
-
-
-def _runs(holder: str) -> bool:
-    """Whether the process that a lock names still runs; where that cannot be found out it may."""
-    pid, _, host = holder.strip().partition(" ")
-    if host != socket.gethostname() or not pid.isdecimal() or os.name == "nt":  # on Windows signal 0 is Ctrl+C
-        return True
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        return True
-    return True
-
 
 def _has_entries(folder: Path) -> bool:
     try:
@@ -296,5 +250,18 @@ def _has_entries(folder: Path) -> bool:
         return True  # nobody closes an empty folder
 
 
-def _is_result(folder: Path) -> bool:
-    return os.path.isfile(folder / RESULT)
+def _kind_of(folder: Path) -> Content | None:
+    """What ``folder`` holds or, by its mark, was to hold; None where reghead did not write it."""
+    try:
+        record = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+        said = record.get("kind") if isinstance(record, dict) else None
+    except (OSError, ValueError, RecursionError):
+        said = None
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        mark = (folder / MARK).read_text(encoding="utf-8")
+        said = next((kind for kind, text in _MARK_TEXTS.items() if text == mark), said)
+    return said if said in (*_WORK,) else None
+
+
+def _a(kind: Content) -> str:
+    return "a model" if kind == "model" else "an evaluation"

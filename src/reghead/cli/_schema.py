@@ -13,6 +13,7 @@ from reghead.cli._errors import InputError
 from reghead.cli._tables import Table
 from reghead.estimators._part import FloatArray, Part
 
+_LARGEST = 1e150  # of which the squares of many rows can be added up in float64
 _FEW = 10  # rows; below, categories that are all different are no sign of a mistake
 _LABELS = ("string", "integer", "floating", "boolean", "mixed-integer", "mixed-integer-float", "empty")
 
@@ -223,7 +224,7 @@ def to_part(frame: DataFrame, schema: Schema, *, first_row: int = 0, training: b
     if training:
         for d, column in enumerate(schema.targets):
             target[:, d] = numbers_of(_get(frame, column), f"target {column!r}", first_row)
-            _check_target(target[:, d], column, first_row)
+            check_target(target[:, d], column, first_row)
         if schema.weight_column is not None:
             column = schema.weight_column
             weight = numbers_of(_get(frame, column), f"weight {column!r}", first_row)
@@ -262,6 +263,7 @@ def _check_feature(values: FloatArray, column: str, first_row: int, *, impute: b
     infinite = np.isinf(values)
     if infinite.any():
         raise InputError(f"feature {column!r} must be finite, got {_value(values, infinite, first_row)}")
+    _check_size(values, f"feature {column!r}", first_row)
     missing = np.isnan(values)
     if not impute and missing.any():
         way_out = (
@@ -275,19 +277,31 @@ def _check_feature(values: FloatArray, column: str, first_row: int, *, impute: b
         )
 
 
-def _check_target(values: FloatArray, column: str, first_row: int) -> None:
+def check_target(values: FloatArray, column: str, first_row: int) -> None:
+    """Refuse a target that is missing, infinite, or too large to be computed with."""
     wrong = ~np.isfinite(values)
     if wrong.any():
         raise InputError(
             f"target {column!r} must be a finite number, got {_value(values, wrong, first_row)} "
             f"({wrong.sum()} such rows); leave those rows out"
         )
+    _check_size(values, f"target {column!r}", first_row)
 
 
 def _check_weight(values: FloatArray, column: str, first_row: int) -> None:
     wrong = ~np.isfinite(values) | (values < 0)
     if wrong.any():
         raise InputError(f"weight {column!r} must be finite and not negative, got {_value(values, wrong, first_row)}")
+    _check_size(values, f"weight {column!r}", first_row)
+
+
+def _check_size(values: FloatArray, described: str, first_row: int) -> None:
+    wrong = np.abs(values) > _LARGEST
+    if wrong.any():
+        raise InputError(
+            f"{described} must be at most {_LARGEST:g} in size, as its square is computed, got "
+            f"{_value(values, wrong, first_row)}; divide the column by a power of ten"
+        )
 
 
 def _get(frame: DataFrame, column: str) -> Series:

@@ -3,7 +3,7 @@
 import operator
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeAlias
 
@@ -11,7 +11,18 @@ import numpy as np
 import numpy.typing as npt
 
 from reghead._checks import check_int, did_you_mean
-from reghead.cli._arrow import DataFrame, Series, check_names, listed, need, read_text, reading, to_pandas, types_of
+from reghead.cli._arrow import (
+    DataFrame,
+    Series,
+    as_text,
+    check_names,
+    listed,
+    need,
+    read_text,
+    reading,
+    to_pandas,
+    types_of,
+)
 from reghead.cli._errors import InputError
 
 _PathLike: TypeAlias = str | os.PathLike[str]
@@ -111,8 +122,9 @@ def open_table(
 
     In CSV and TSV, a column of ``text_columns`` is read as it stands: ``01`` stays ``"01"``, ``NA`` and ``None`` are
     labels, and only the empty field is missing. In every other column the tokens of ``MISSING_TOKENS`` are missing,
-    and the type is the one that fits all rows. Parquet has types of its own. A column without a name is the row
-    index that pandas writes, and is left out.
+    and the type is the one that fits all rows. Parquet has types of its own, but its ``text_columns``, apart from the
+    ids, become text too: so that a label is the same from every file, where 1, 1.0 and ``"1.0"`` are ``"1"``. A column
+    without a name is the row index that pandas writes, and is left out.
 
     An ``.npz`` holds embeddings, an array of shape (N, F), and their N ids. Its rows are those whose id is in
     ``metadata``, in the order of the ``.npz``; the embeddings become columns ``embedding_0``, ``embedding_1``, ...
@@ -121,10 +133,10 @@ def open_table(
     Args:
         path: The file.
         metadata: For an ``.npz``: a table in one of the other formats.
-        id_column: The column of ``metadata`` with the ids.
+        id_column: The column with the ids.
         rows_in_memory: Rows of one chunk at most, for Parquet; every other table is one chunk.
         columns: The columns wanted; all by default.
-        text_columns: Columns of a CSV or TSV file to read as text; those that are not there are ignored.
+        text_columns: Columns to read as text, the categorical ones and the ids; those that are not there are ignored.
 
     Raises:
         InputError: If the file is missing or broken, or a column is not there.
@@ -132,6 +144,7 @@ def open_table(
     path = Path(path)
     suffix = _suffix(path)
     check_int("rows_in_memory", rows_in_memory)
+    labels = {*text_columns} - {id_column}
     if suffix == ".npz":
         if metadata is None or id_column is None:
             raise InputError(
@@ -140,15 +153,16 @@ def open_table(
             )
         if _suffix(Path(metadata)) == ".npz":
             raise InputError(f"--metadata must be a CSV, TSV or Parquet file, got {metadata}")
-        table = _join(path, open_table(metadata, text_columns=(*text_columns, id_column)), id_column)
+        described = open_table(metadata, id_column=id_column, text_columns=(*text_columns, id_column))
+        table = _join(path, described, id_column)
     elif metadata is not None:
         raise InputError(f"--metadata goes with embeddings in an .npz file, and {path} is a table of its own")
     elif suffix in PARQUET:
-        table = _open_parquet(path, rows_in_memory)
+        table = _open_parquet(path, rows_in_memory, labels)
     else:
         arrow = read_text(path, DELIMITERS[suffix.removesuffix(".gz")], set(text_columns))
         types, numeric = types_of(arrow.schema)
-        table = _in_memory([path], to_pandas(arrow), types, numeric)
+        table = _in_memory([path], to_pandas(arrow, labels), types, numeric)
     if not table.columns:
         raise InputError(f"{path} has no columns with a name")
     if not table.rows:
@@ -198,7 +212,7 @@ def _in_memory(
     return Table(paths, types, [len(frame)], read, numeric=numeric, unmatched=unmatched)
 
 
-def _open_parquet(path: Path, rows_in_memory: int) -> Table:
+def _open_parquet(path: Path, rows_in_memory: int, labels: Collection[str]) -> Table:
     pa, parquet = need("pyarrow"), need("pyarrow.parquet")
     need("pandas")
     with reading(path, "Parquet"), parquet.ParquetFile(path) as file:
@@ -210,10 +224,10 @@ def _open_parquet(path: Path, rows_in_memory: int) -> Table:
     def read(index: int | None, names: list[str]) -> DataFrame:
         with reading(path, "Parquet"), parquet.ParquetFile(path) as file:
             if index is None:
-                return to_pandas(file.read(columns=names))
+                return to_pandas(file.read(columns=names), labels)
             first, last, start, stop = chunks[index]
             if last - first > 1 or stop - start == groups[first]:
-                return to_pandas(file.read_row_groups(list(range(first, last)), columns=names).select(names))
+                return to_pandas(file.read_row_groups(list(range(first, last)), columns=names).select(names), labels)
             # A part of a row group: what lies before it is decoded and let go.
             parts, seen = [], 0
             for batch in file.iter_batches(min(rows_in_memory, 65_536), row_groups=[first], columns=names):
@@ -223,7 +237,7 @@ def _open_parquet(path: Path, rows_in_memory: int) -> Table:
                     parts.append(batch.slice(begin, end - begin))
                 if seen >= stop:
                     break
-            return to_pandas(pa.Table.from_batches(parts).select(names))
+            return to_pandas(pa.Table.from_batches(parts).select(names), labels)
 
     types, numeric = types_of(schema)
     return Table([path], types, [stop - start for _, _, start, stop in chunks], read, numeric=numeric)
@@ -296,13 +310,7 @@ def _keys(values: Any, described: str) -> Any:
     missing = series.isna().to_numpy()
     if missing.any():
         raise InputError(f"{described} has no value in row {int(missing.argmax()) + 1}")
-    texts = pandas.Index([_as_text(value) for value in series.tolist()], dtype=object)
+    texts = pandas.Index([as_text(value) for value in series.tolist()], dtype=object)
     if not texts.is_unique:
         raise InputError(f"{described} must be unique, and {texts[texts.duplicated()][0]!r} is there more than once")
     return texts
-
-
-def _as_text(value: object) -> str:
-    if isinstance(value, bytes):
-        return value.decode(errors="replace")
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)

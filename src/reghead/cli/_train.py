@@ -3,8 +3,9 @@
 import argparse
 import contextlib
 import dataclasses
-import os
+import functools
 import shutil
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,30 +14,44 @@ import numpy as np
 import numpy.typing as npt
 import rich.console
 import torch
-import torch.distributed as dist
 
 from reghead._checks import did_you_mean
 from reghead.cli._checkpoint import FileCheckpoint
+from reghead.cli._domain import check_targets
 from reghead.cli._errors import InputError
-from reghead.cli._files import data_fingerprint, library_fingerprint, sha256_of, write_json, write_table
+from reghead.cli._files import (
+    check_inputs_stay,
+    data_fingerprint,
+    library_fingerprint,
+    sha256_of,
+    write_json,
+    write_table,
+)
 from reghead.cli._flags import MODEL_FLAGS, REPORT, RUN, TRAIN_FLAGS
 from reghead.cli._parser import settings_of
 from reghead.cli._parts import TableParts
+from reghead.cli._predict import prediction_columns, report_unmatched
 from reghead.cli._report import Report
 from reghead.cli._run_directory import MARK, RESULT, RunDirectory
 from reghead.cli._saved import FORMAT, MODEL, usable_device
 from reghead.cli._schema import Schema, check_training, choose_schema, numbers_of
 from reghead.cli._scoring import groupings, report_of, score_rows, write_report
 from reghead.cli._tables import Table, open_table
+from reghead.cli._torchrun import joined
 from reghead.config import config_from_args
 from reghead.estimators._fit import fit_model
 from reghead.estimators._model import TableModel
-from reghead.estimators._processes import ALONE, Processes
+from reghead.estimators._processes import Processes
 from reghead.estimators._split import as_frequencies, held_back
 from reghead.estimators._training import DivergedError, History, TrainingOptions, progress
 
 _ENOUGH_TO_HOLD_BACK = 200  # rows
 _CHECKPOINT = "checkpoint.safetensors"
+_FILES = {"TABLE": "table", "--metadata": "metadata", "--validation-table": "validation_table"}
+_SCALED_TWICE = (
+    "--conditional-output-scaling and --learnable-output-scale both scale the prediction; "
+    "--conditional-output-scaling alone is enough"
+)
 _MAY_CHANGE = ("--max-epochs", "--patience", "--rows-in-memory")  # in a training that goes on
 
 
@@ -46,17 +61,27 @@ def run(args: argparse.Namespace) -> None:
     for name, dest in (("TABLE", "table"), ("--target", "target"), ("--output-dir", "output_dir")):
         if dest not in settings:
             raise InputError(f"reghead train needs {name}; reghead train --help lists the flags")
-    config = config_from_args(_normalized(settings), outputs=settings["target"]).on_target_scale()
-    options = _options(settings)
+    asked = config_from_args(_normalized(settings), outputs=settings["target"])
+    config, options = asked.on_target_scale(), _options(settings)
     _check_held_back(settings)
-    with _joined(usable_device(settings.get("device", "cpu"))) as (processes, device):
+    inputs = {name: settings.get(dest) for name, dest in _FILES.items()}
+    losses = getattr(settings.get("loss_config"), "file", None)
+    check_inputs_stay(settings["output_dir"], {**inputs, "--config": args.config, "--loss-config": losses})
+    with joined(usable_device(settings.get("device", "cpu"))) as (processes, device):
         first, quiet = processes.rank == 0, settings.get("quiet", False)
         place = {name: settings.get(name, False) for name in ("overwrite", "resume")}
         folder = RunDirectory(settings["output_dir"], **place) if first else None
         table = _open(settings, settings["table"])
         schema = _schema(table, settings)
+        prediction_columns(schema, [asked.loss.levels or ()] * len(schema.targets))
         check_training(table, schema)
         data = _Split.of(table, schema, settings)
+        for each in data.tables.values():
+            check_targets(each, schema.targets, asked)
+            if first:
+                report_unmatched(each)
+        if first and config.head.scaler and config.head.learnable_scale:
+            print(f"reghead: warning: {_SCALED_TWICE}", file=sys.stderr)
         # Of every table: a column that one lacks is not to be found out when the training is done.
         by, *_ = [groupings(settings.get("report_by"), schema.categories, each) for each in data.tables.values()]
         path = Path(processes.gather(str(folder.path) if folder else None)[0])
@@ -89,6 +114,11 @@ class _Split:
     training: TableParts
     validation: TableParts | None
     tables: Mapping[str, Table]
+
+    @functools.cached_property
+    def fingerprints(self) -> dict[str, dict[str, Any]]:
+        """Of the tables; computed once, as they may be large."""
+        return {name: data_fingerprint(table, self.training.schema) for name, table in self.tables.items()}
 
     @classmethod
     def of(cls, table: Table, schema: Schema, settings: Mapping[str, Any]) -> "_Split":
@@ -125,8 +155,9 @@ def _check_held_back(settings: Mapping[str, Any]) -> None:
         raise InputError(
             "--validation-table takes the place of --validation-fraction and --validation-by; give one of them"
         )
-    if share == 0.0 and by is not None:
-        raise InputError("--validation-by does nothing with --validation-fraction 0; keep one of them")
+    for name, given in (("--validation-by", by), ("--patience", settings.get("patience"))):
+        if share == 0.0 and given is not None:
+            raise InputError(f"{name} does nothing with --validation-fraction 0; keep one of them")
 
 
 def _check_weights(schema: Schema, parts: Mapping[str, tuple[Table, npt.NDArray[np.bool_] | None]]) -> None:
@@ -184,43 +215,9 @@ def _identity(settings: Mapping[str, Any], data: _Split) -> dict[str, Any]:
     """What a training that goes on must have in common with its beginning."""
     flags = [flag for flag in (*TRAIN_FLAGS, *MODEL_FLAGS) if flag.group not in (RUN, REPORT)]
     identity = {flag.name: settings.get(flag.dest) for flag in flags if flag.name not in _MAY_CHANGE}
-    for name, table in data.tables.items():
-        identity[f"the SHA-256 of the {name} table"] = [sha256_of(path) for path in table.paths]
+    for name, fingerprint in data.fingerprints.items():
+        identity[f"the SHA-256 of the {name} table"] = [file["sha256"] for file in fingerprint["files"]]
     return identity
-
-
-@contextlib.contextmanager
-def _joined(device: torch.device) -> Iterator[tuple[Processes, torch.device]]:
-    """The processes that ``torchrun`` started, or this one alone; an error is told by the first that has one."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield ALONE, device
-        return
-    if device.type == "cuda" and device.index is None:
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-        torch.cuda.set_device(device)
-    from torch.distributed.rendezvous import rendezvous  # not in every build
-
-    store, rank, size = next(rendezvous("env://"))
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=store, rank=rank, world_size=size)
-    try:
-        yield Processes(rank, size), device
-    except BaseException as error:
-        if isinstance(error, KeyboardInterrupt) and rank:
-            raise  # the first process tells
-        if not _is_first_to_fail(store):
-            raise SystemExit(2) from error  # it has the same error, or lost the connection to the one that has
-        if rank:
-            error.add_note(f"(process {rank})")
-        raise
-    finally:
-        dist.destroy_process_group()
-
-
-def _is_first_to_fail(store: Any) -> bool:
-    try:
-        return bool(store.add("reghead failed", 1) == 1)
-    except RuntimeError:  # the store is gone, with the process that held it
-        return False
 
 
 @contextlib.contextmanager
@@ -290,7 +287,7 @@ def _write(
         "format": FORMAT,
         "kind": "model",
         "library": library_fingerprint(),
-        "data": {name: data_fingerprint(table, data.training.schema) for name, table in data.tables.items()},
+        "data": data.fingerprints,
         "schema": data.training.schema.to_dict(),
         "processes": processes.size,
         "model": {"file": MODEL, "sha256": sha256_of(path / MODEL)},

@@ -105,7 +105,15 @@ def _hidden_dims(name: str, value: object) -> tuple[int, ...]:
 
 
 def _levels(name: str, value: object) -> tuple[float, ...]:
-    return check_quantiles(name, _split(name, value, float, "numbers separated by commas, such as 0.1,0.5,0.9"))
+    levels = _split(name, value, float, "numbers separated by commas, such as 0.1,0.5,0.9")
+    if isinstance(levels, list) and all(isinstance(level, int | float) and 0.0 < level < 1.0 for level in levels):
+        ordered = sorted(set(levels))
+        if levels != ordered:
+            wanted = ",".join(map(repr, ordered))
+            raise ValueError(
+                f"{name} must be strictly increasing, without repeats, got {tuple(levels)}; write {wanted}"
+            )
+    return check_quantiles(name, levels)
 
 
 def _loss_config(name: str, value: object) -> dict[str, dict[str, Any]]:

@@ -22,6 +22,7 @@ from reghead.cli._files import (
     TableWriter,
     atomic_path,
     data_fingerprint,
+    is_inside,
     library_fingerprint,
     sha256_of,
     write_json,
@@ -295,3 +296,19 @@ def test_the_library_is_told_by_its_sources(tmp_path: Path, monkeypatch: pytest.
         change()
         seen.add(library_fingerprint()["source_sha256"])
     assert len(seen) == 1 + len(changes)
+
+
+def test_what_lies_in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "a"
+    (folder / "b").mkdir(parents=True)
+    (folder / "b" / "file").write_text("")
+    (tmp_path / "link").symlink_to(folder, target_is_directory=True)
+    os.link(folder / "b" / "file", tmp_path / "hard")
+    monkeypatch.chdir(tmp_path)
+    for inside in ("a", "a/b/file", "link/b", "a/none/yet", "aa/../a/x"):
+        assert is_inside(inside, "a"), inside
+        assert is_inside(inside, tmp_path / "link"), inside
+    for outside in ("aa", ".", "a/../x", "hard"):
+        assert not is_inside(outside, "a"), outside
+    assert is_inside("hard", "a/b/file")
+    assert not is_inside("a/b/none", "a/b/file")

@@ -1,6 +1,7 @@
 """The command line and the file of flags behind it."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -84,3 +85,24 @@ def test_a_file_that_cannot_be_decoded(tmp_path: Path) -> None:
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(InputError, match=r"--config cannot read .*flags\.json"):
         settings("--config", path)
+
+
+@pytest.mark.parametrize(
+    ("argument", "told"),
+    [
+        ("--outputt=p.csv", "--outputt=p.csv; did you mean '--output'?; reghead predict --help lists the flags"),
+        ("--target=pH", "--target=pH; reghead predict --help lists the flags"),  # a flag of another command
+    ],
+)
+def test_an_unknown_flag_is_compared_with_those_of_its_command(argument: str, told: str) -> None:
+    with pytest.raises(InputError, match=re.escape(f"unrecognized arguments: {told}")):
+        make_parser().parse_args(["predict", "m", "t.csv", argument])
+
+
+def test_the_losses_remember_the_file_they_were_read_from(tmp_path: Path) -> None:
+    path = tmp_path / "losses.json"
+    path.write_text('{"pH": "mse"}')
+    for value, file in ((f" {path} ", str(path)), ('{"pH": "mse"}', None)):
+        losses = settings("--loss-config", value)["loss_config"]
+        assert losses == {"pH": {"type": "mse"}}
+        assert getattr(losses, "file", "") == file

@@ -123,4 +123,4 @@ def test_every_row_is_used_once_an_epoch_and_no_reading_is_larger_than_it_may_be
         lines = (out / "history.csv").read_text().splitlines()[1:]
         losses[memory] = [float(line.split(",")[1]) for line in lines]
     assert losses[8] == pytest.approx(losses[90], rel=1e-12)
-    assert set(columns) <= {"lake", "season", "weight", "id"}, "features are never read whole"
+    assert set(columns) <= {"lake", "season", "weight", "id", "pH"}, "features are never read whole"

@@ -1,5 +1,6 @@
 """The output folder: results appear all at once, nothing is lost in a crash, nothing of others is deleted."""
 
+import json
 import os
 import re
 import socket
@@ -35,9 +36,13 @@ def partial(out: Path) -> Path:
     return out.with_name(out.name + ".partial")
 
 
-def results(folder: Path, text: str = "old") -> Path:
+def record(text: str, kind: str = "model") -> str:
+    return json.dumps({"kind": kind, "text": text})
+
+
+def results(folder: Path, text: str = "old", kind: str = "model") -> Path:
     folder.mkdir(parents=True)
-    (folder / "run.json").write_text(text)
+    (folder / "run.json").write_text(record(text, kind))
     (folder / "extra").mkdir()
     (folder / "extra" / "file").write_text(text)
     return folder
@@ -45,15 +50,24 @@ def results(folder: Path, text: str = "old") -> Path:
 
 def train(out: Path, text: str = "new", **options: bool) -> RunDirectory:
     run = RunDirectory(out, **options).open()
-    (run.path / "run.json").write_text(text)
+    (run.path / "run.json").write_text(record(text))
     return run
 
 
+def evaluate(out: Path, text: str = "new", **options: bool) -> RunDirectory:
+    run = RunDirectory(out, kind="evaluation", **options).open()
+    (run.path / "run.json").write_text(record(text, "evaluation"))
+    return run
+
+
+def read(path: Path) -> str:
+    """The text of a file, of a record that of :func:`record`."""
+    text = path.read_text()
+    return str(json.loads(text)["text"]) if path.name == "run.json" else text
+
+
 def tree(folder: Path) -> dict[str, str | None]:
-    return {
-        str(path.relative_to(folder)): path.read_text() if path.is_file() else None
-        for path in sorted(folder.rglob("*"))
-    }
+    return {str(path.relative_to(folder)): read(path) if path.is_file() else None for path in sorted(folder.rglob("*"))}
 
 
 def refused(message: str) -> "pytest.RaisesExc[InputError]":
@@ -158,7 +172,7 @@ def test_a_crash_at_any_move_leaves_the_old_or_the_new_and_the_next_start_mends_
                 run.commit()
         else:
             run.commit()
-    texts = {path.read_text() for path in out.parent.rglob("run.json")}
+    texts = {read(path) for path in out.parent.rglob("run.json")}
     assert "new" in texts
     if moves == 0:
         assert tree(out)["run.json"] == "old"  # as before, and the new ones can be resumed
@@ -202,7 +216,7 @@ def test_results_that_came_during_the_training_are_not_replaced(out: Path) -> No
     with refused(f"{out} was written by somebody else during the training; the results are in {run.path}: move them"):
         run.commit()
     assert tree(out)["run.json"] == "somebody's"
-    assert (run.path / "run.json").read_text() == "new"
+    assert read(run.path / "run.json") == "new"
     run.close()
 
 
@@ -211,20 +225,75 @@ def test_a_folder_of_somebody_else_is_never_touched(out: Path, overwrite: bool) 
     out.mkdir()
     (out / "thesis.tex").write_text("years of work")
     message = (
-        "is not a folder that reghead wrote (it has no run.json), and is not overwritten"
+        "is not a folder that reghead wrote (it has no whole run.json), and is not overwritten"
         if overwrite
-        else ("already has results; choose another --output-dir, or give --overwrite")
+        else "already has results, which are not reghead's; choose another --output-dir"
     )
     with refused(f"{out} {message}"):
         RunDirectory(out, overwrite=overwrite)
     assert tree(out) == {"thesis.tex": "years of work"}
 
 
+def test_an_evaluation_never_replaces_a_model_nor_a_model_an_evaluation(out: Path) -> None:
+    results(out / "model")
+    results(out / "scores", kind="evaluation")
+    before = tree(out)
+    for overwrite in (False, True):
+        with refused(
+            f"{out / 'model'} holds a model, which an evaluation does not replace; choose another --output-dir"
+        ):
+            RunDirectory(out / "model", kind="evaluation", overwrite=overwrite)
+        with refused(f"{out / 'scores'} holds an evaluation, which a model does not replace; choose another"):
+            RunDirectory(out / "scores", overwrite=overwrite)
+    assert tree(out) == before
+    evaluate(out / "scores", overwrite=True).commit()
+    assert tree(out / "scores") == {"run.json": "new"}
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", "{}", '{"kind": "mixture"}', '{"kind": ["model"]}', b"\xff"])
+def test_a_record_that_cannot_be_read_is_nobodys(out: Path, content: str | bytes) -> None:
+    out.mkdir()
+    (out / "run.json").write_bytes(content.encode() if isinstance(content, str) else content)
+    with refused("is not a folder that reghead wrote"):
+        RunDirectory(out, overwrite=True)
+
+
+def test_a_model_that_came_during_an_evaluation_is_not_replaced(out: Path) -> None:
+    run = evaluate(out, overwrite=True)
+    results(out, "a model")
+    with refused(f"{out} was written by somebody else during the evaluation; the results are in {run.path}"):
+        run.commit()
+    assert tree(out)["run.json"] == "a model"
+    run.close()
+
+
+def test_an_unfinished_evaluation_is_started_anew_and_an_unfinished_training_is_left_alone(out: Path) -> None:
+    """An evaluation has no --resume, and nothing in it that is worth keeping."""
+    for written in ("run.json", "metrics.json"):  # interrupted late, and early
+        run = RunDirectory(out, kind="evaluation").open()
+        (run.path / written).write_text(record("cut", "evaluation"))
+        run.close()
+    assert "--resume" not in (partial(out) / "unfinished.txt").read_text()
+    again = RunDirectory(out, kind="evaluation").open()
+    assert set(tree(again.path)) == {"unfinished.txt"}
+    again.close()
+    for options in ({}, {"overwrite": True}, {"resume": True}):
+        with refused(f"an unfinished evaluation is in {partial(out)}, and the training would replace it; choose"):
+            RunDirectory(out, **options)
+    (partial(out) / "unfinished.txt").unlink()
+    partial(out).rmdir()
+    train(out).close()
+    for overwrite in (False, True):
+        with refused(f"an unfinished training is in {partial(out)}, and the evaluation would replace it; choose"):
+            RunDirectory(out, kind="evaluation", overwrite=overwrite)
+    assert tree(partial(out))["run.json"] == "new"
+
+
 @pytest.mark.parametrize("options", [{"overwrite": True}, {"resume": True}])
 def test_nor_is_a_partial_folder_of_somebody_else(out: Path, options: dict[str, bool]) -> None:
     partial(out).mkdir()
     (partial(out) / "thesis.tex").write_text("years of work")
-    with refused(f"{partial(out)} is not a folder that reghead wrote (it has no unfinished.txt); move it away"):
+    with refused(f"{partial(out)} is not a folder that reghead wrote (it has no whole unfinished.txt); move it away"):
         RunDirectory(out, **options)
     assert tree(partial(out)) == {"thesis.tex": "years of work"}
 
@@ -348,7 +417,7 @@ def test_the_lock_of_a_process_that_ended_is_taken_over(out: Path) -> None:
 def test_a_lock_that_cannot_be_asked_is_respected_and_the_message_says_how_to_mend_it(out: Path, text: str) -> None:
     lock = Path(f"{out}.lock")
     lock.write_text(text)
-    with refused(f"If no training runs there, delete {lock}"):
+    with refused(f"If nothing runs there, delete {lock}"):
         RunDirectory(out)
     lock.unlink()
     train(out).commit()
@@ -357,9 +426,9 @@ def test_a_lock_that_cannot_be_asked_is_respected_and_the_message_says_how_to_me
 def test_of_two_that_find_the_same_stale_lock_one_gets_it(out: Path, stranger: int) -> None:
     """The other has taken it over between our look at it and our move."""
     run = RunDirectory(out)
-    run.lock.write_text(f"{stranger} {socket.gethostname()}\n")
-    run._take_over(f"999999999 {socket.gethostname()}\n")
-    assert run.lock.read_text() == f"{stranger} {socket.gethostname()}\n"
+    run.lock.path.write_text(f"{stranger} {socket.gethostname()}\n")
+    run.lock._take_over(f"999999999 {socket.gethostname()}\n")
+    assert run.lock.path.read_text() == f"{stranger} {socket.gethostname()}\n"
     with refused("is being written by another process"):
         run.open()
 
@@ -369,7 +438,7 @@ def test_the_lock_is_let_go_where_opening_fails(out: Path) -> None:
     results(out)
     with refused("already has results"):
         run.open()
-    assert not run.lock.exists()
+    assert not run.lock.path.exists()
 
 
 def test_open_comes_first(out: Path) -> None:

@@ -3,6 +3,7 @@
 import gzip
 import itertools
 import sys
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def test_a_chunk_that_is_changed_changes_no_other_reading(tmp_path: Path) -> Non
 
 def test_text_columns_stay_as_they_are_written(tmp_path: Path) -> None:
     """pandas reads 01 as 1, and the locations NA, None and null as missing."""
-    labels = ["01", "1", "NA", "None", "null", "nan", "1.0", "true", " x", ""]
+    labels = ["01", "1", "NA", "None", "null", "nan", "1.00", "true", " x", ""]
     path = written(tmp_path, "t.csv", "site,y\n" + "".join(f"{label},1\n" for label in labels))
     column = open_table(path, text_columns=["site", "absent"]).column("site")
     assert column[:9].tolist() == labels[:9]
@@ -84,6 +85,49 @@ def test_a_label_is_the_same_whatever_the_other_rows_are(tmp_path: Path) -> None
     train = open_table(written(tmp_path, "a.csv", "site,y\n1,1\n2,1\n"), text_columns=["site"])
     later = open_table(written(tmp_path, "b.csv", "site,y\n1,1\nx,1\n,1\n"), text_columns=["site"])
     assert train[0]["site"][0] == later[0]["site"][0] == "1"
+
+
+@pytest.mark.parametrize(
+    ("values", "labels"),
+    [
+        (["1", "01", "1.0", "-2.0", "1.5", "1.00", "v1.0"], ["1", "01", "1", "-2", "1.5", "1.00", "v1.0"]),
+        (pd.array([1, None, 2**62 + 1], "Int64"), ["1", None, str(2**62 + 1)]),
+        (np.array([1.0, np.nan, 0.1, 1e20, -3.0]), ["1", None, "0.1", "1" + 20 * "0", "-3"]),
+        (np.array([0.1, 3.0], np.float32), ["0.1", "3"]),
+        (np.array([0.5, 3.0], np.float16), ["0.5", "3"]),
+        ([True, False, None], ["True", "False", None]),
+        ([Decimal("1.50"), Decimal("100.00"), None], ["1.5", "100", None]),
+        (pd.Categorical([10, 2, 10, None]), ["10", "2", "10", None]),
+        (pd.Categorical(["1.0", "b"]), ["1", "b"]),
+    ],
+)
+@pytest.mark.parametrize("rows_in_memory", [100, 2])
+def test_a_label_is_the_same_text_from_a_parquet_file(
+    tmp_path: Path, values: Any, labels: list[str | None], rows_in_memory: int
+) -> None:
+    """Of each type a whole number is written without a decimal point, and another as short as it can be."""
+    frame = pd.DataFrame({"y": np.arange(len(labels)), "site": values})
+    frame.to_parquet(tmp_path / "t.parquet", index=False)
+    table = open_table(tmp_path / "t.parquet", text_columns=["site"], rows_in_memory=rows_in_memory)
+    assert table.rows == len(labels)
+    chunked = [label for chunk in table for label in chunk["site"]]
+    for read in (table.column("site").tolist(), chunked):
+        assert [None if pd.isna(label) else label for label in read] == labels
+    # The same from text, as pandas writes it, where that is the same text.
+    if frame["site"].dtype != np.float16 and not isinstance(values[0], Decimal):
+        frame.to_csv(tmp_path / "t.csv", index=False)
+        again = open_table(tmp_path / "t.csv", text_columns=["site"]).column("site").tolist()
+        wanted = [f"1{'0' * 20}" if label == "1e+20" else label for label in again]
+        assert [None if pd.isna(label) else label for label in wanted] == labels
+
+
+def test_ids_and_what_is_no_label_keep_their_type_in_parquet(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"id": [7, 8], "day": pd.to_datetime(["2024-01-01", "2024-01-02"]), "x": [1.0, 2.0]})
+    frame.to_parquet(tmp_path / "t.parquet", index=False)
+    read = open_table(tmp_path / "t.parquet", id_column="id", text_columns=["id", "day"])[0]
+    assert read["id"].tolist() == [7, 8]
+    assert read["day"].dtype.kind == "M"
+    assert read["x"].dtype == np.float64
 
 
 @pytest.mark.parametrize("token", ["", "NA", "NaN", "nan", "null", "NULL", "None", "N/A"])

@@ -1,0 +1,45 @@
+"""The processes that ``torchrun`` started."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from reghead.estimators._processes import ALONE, Processes
+
+
+@contextlib.contextmanager
+def joined(device: torch.device) -> Iterator[tuple[Processes, torch.device]]:
+    """The processes that ``torchrun`` started, or this one alone; an error is told by the first that has one."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield ALONE, device
+        return
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+    from torch.distributed.rendezvous import rendezvous  # not in every build
+
+    store, rank, size = next(rendezvous("env://"))
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=store, rank=rank, world_size=size)
+    try:
+        yield Processes(rank, size), device
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt) and rank:
+            raise  # the first process tells
+        if not _is_first_to_fail(store):
+            raise SystemExit(2) from error  # it has the same error, or lost the connection to the one that has
+        if rank:
+            error.add_note(f"(process {rank})")
+        raise
+    finally:
+        dist.destroy_process_group()
+
+
+def _is_first_to_fail(store: Any) -> bool:
+    try:
+        return bool(store.add("reghead failed", 1) == 1)
+    except RuntimeError:  # the store is gone, with the process that held it
+        return False
