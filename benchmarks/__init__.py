@@ -1,0 +1,1 @@
+"""Measurements of reghead against its peers; not part of the package."""
