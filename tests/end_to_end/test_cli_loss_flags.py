@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from end_to_end._cli import LOCATIONS, NEVER, SEASON, Cli, Trained, shows
+from reghead.normalization import MixedEffects
 
 COLUMNS = "--categorical-columns location,season"
 LONG = "--target skewed --max-epochs 500"
@@ -205,6 +206,15 @@ def test_the_additive_fallback_adds_the_effects_of_the_columns(cli: Cli) -> None
     assert expected > 180
     with pytest.warns(UserWarning, match="no training rows|never"):
         assert statistics(trained, *NEVER)[0] == pytest.approx(expected)
+
+
+@shows("train --normalize-method")
+def test_a_mixed_model_separates_the_slope_from_the_levels(cli: Cli) -> None:
+    trained = cli.train(f"{COLUMNS} --normalize-method mixed_effects --dtype float64")
+    model = trained.model.normalizer_
+    assert isinstance(model, MixedEffects)
+    effects = model.statistics().effects["location"][1:, 0]
+    np.testing.assert_allclose(effects.diff().numpy(), [40.0, 140.0], atol=4.0)  # LEVEL, without what the season does
 
 
 @shows("train --target-transform")

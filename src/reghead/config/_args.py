@@ -113,18 +113,22 @@ def _loss(given: Mapping[str, Any], outputs: tuple[str, ...]) -> LossConfig:
 def _normalizer(given: Mapping[str, Any]) -> NormalizerConfig | None:
     asked = _section(given, "normalizer.")
     wanted = given.get("normalizer")
+    mixed = asked.get("method", "moments") != "moments"
     if wanted is not None and "by" in asked:
         raise ValueError(
             f"{'--normalize-targets' if wanted else '--no-normalize-targets'} and --normalize-targets-by exclude "
             "each other: one global mean, none, or one for each category; keep one of them"
         )
+    if wanted is False and mixed:
+        raise ValueError("--normalize-method mixed_effects and --no-normalize-targets exclude each other; keep one")
     if wanted is False and asked.get("transform", "identity") != "identity":
         raise ValueError(
             f"--target-transform {asked['transform']} is part of the normalization that --no-normalize-targets "
             "turns off; keep one of them"
         )
     transforms = asked.get("transform", "identity") != "identity"
-    return _build(NormalizerConfig, "normalizer.", **asked) if wanted or "by" in asked or transforms else None
+    needed = wanted or "by" in asked or transforms or mixed
+    return _build(NormalizerConfig, "normalizer.", **asked) if needed else None
 
 
 def _section(given: Mapping[str, Any], path: str) -> dict[str, Any]:

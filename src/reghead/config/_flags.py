@@ -14,7 +14,7 @@ from reghead.config._flag import (
 )
 from reghead.config._head import ACTIVATIONS, COMPOSES, FUSIONS, GATES, MIXES, NORMS, OUTPUT_ACTIVATIONS
 from reghead.config._loss import BASES, LOSS_TYPES
-from reghead.config._normalizer import FALLBACKS, SHRINKAGES, TRANSFORMS
+from reghead.config._normalizer import FALLBACKS, METHODS, SHRINKAGES, TRANSFORMS
 
 HEAD, CATEGORIES, EXPERTS = "regression head", "categorical columns", "mixture of experts"
 TARGETS, LOSS, OUTPUT = "target normalization", "loss", "output"
@@ -221,6 +221,15 @@ FLAGS: tuple[Flag, ...] = (
         COLUMNS,
         "standardise the target within each combination of these columns, among --categorical-columns",
         "none",
+    ),
+    Flag(
+        "--normalize-method",
+        "normalizer.method",
+        TARGETS,
+        choice(METHODS),
+        "mean and standard deviation of the rows, or a linear mixed model of the features and all "
+        "--categorical-columns, of which the head learns the residual",
+        "moments",
     ),
     Flag(
         "--normalize-shrinkage",

@@ -7,10 +7,12 @@ from reghead._checks import check_choice, check_columns
 from reghead.config._base import Config, OptionError
 from reghead.config._head import check_bounds
 
+Method: TypeAlias = Literal["moments", "mixed_effects"]
 Shrinkage: TypeAlias = Literal["none", "empirical_bayes"]
 Fallback: TypeAlias = Literal["global", "additive"]
 Transform: TypeAlias = Literal["identity", "log", "log1p", "logit", "softplus", "clamp"]
 
+METHODS = ("moments", "mixed_effects")
 SHRINKAGES = ("none", "empirical_bayes")
 FALLBACKS = ("global", "additive")
 TRANSFORMS = ("identity", "log", "log1p", "logit", "softplus", "clamp")
@@ -21,8 +23,10 @@ class NormalizerConfig(Config):
     """How the target is standardised: a transform, then a mean and a standard deviation per category.
 
     Args:
+        method: ``"moments"`` are those of the rows of a category. ``"mixed_effects"`` is a linear mixed model of the
+            features and of all categorical columns, of which the head learns the residual.
         by: Categorical columns whose combinations have statistics of their own; none is one global mean and
-            standard deviation.
+            standard deviation. In a mixed model they have an effect beside those of the columns.
         shrinkage: ``"empirical_bayes"`` pulls the statistics of small categories toward the others'.
         fallback: What a combination without training rows takes: the ``"global"`` statistics, or the sum of its
             columns' main effects (``"additive"``).
@@ -38,6 +42,7 @@ class NormalizerConfig(Config):
         ('location', 'season')
     """
 
+    method: Method = "moments"
     by: tuple[str, ...] = ()
     shrinkage: Shrinkage = "none"
     fallback: Fallback = "global"
@@ -46,10 +51,16 @@ class NormalizerConfig(Config):
 
     def __post_init__(self) -> None:
         self._set("by", check_columns("by", self.by))
+        check_choice("method", self.method, METHODS)
         check_choice("shrinkage", self.shrinkage, SHRINKAGES)
         check_choice("fallback", self.fallback, FALLBACKS)
         check_choice("transform", self.transform, TRANSFORMS)
         for name, choice, default in (("shrinkage", self.shrinkage, "none"), ("fallback", self.fallback, "global")):
+            if choice != default and self.method != "moments":
+                raise OptionError(
+                    f"{{{name}}} {choice} is for {{method}} moments; a mixed model shrinks and adds up by itself: "
+                    f"leave {{{name}}} out"
+                )
             if choice != default and not self.by:
                 raise OptionError(
                     f"{{{name}}} {choice} acts on statistics per category and needs {{by}}; "

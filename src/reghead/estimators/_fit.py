@@ -16,6 +16,7 @@ from reghead.estimators._preprocessor import Preprocessor
 from reghead.estimators._processes import ALONE, Processes
 from reghead.estimators._training import Callback, Checkpoint, History, Score, TrainingOptions, seeded, train
 from reghead.losses import make_loss
+from reghead.normalization import MixedEffects
 
 
 def fit_model(
@@ -31,6 +32,7 @@ def fit_model(
     dtype: torch.dtype,
     device: torch.device,
     seed: int,
+    feature_clip: float | None = None,
     start: TableModel | None = None,
     processes: Processes = ALONE,
     callbacks: Iterable[Callback] = (),
@@ -50,6 +52,7 @@ def fit_model(
         options: How to train.
         dtype: Of the features and parameters.
         device: Where to train.
+        feature_clip: As in :class:`Preprocessor`.
         seed: Of initial weights, order and dropout.
         start: What to continue from, with its statistics and labels, or None.
         processes: Those that train together.
@@ -60,7 +63,7 @@ def fit_model(
         ValueError: If ``start`` was fitted with another configuration.
     """
     training, validation = _Mine(parts, processes), None if held is None else _Mine(held, processes)
-    preprocessor = Preprocessor(names, config.head.columns) if start is None else start.preprocessor
+    preprocessor = Preprocessor(names, config.head.columns, feature_clip) if start is None else start.preprocessor
     if start is None:
         for part in training:
             preprocessor.partial_fit(part)
@@ -88,11 +91,8 @@ def fit_model(
                 dtype=dtype,
             )
         _fit_statistics(model, training, processes)
-
-    def to_z(part: Part) -> Rows:
-        rows = _to_rows(model, part)
-        z = rows.target if model.normalizer is None else model.normalizer(rows.target, rows.categories)
-        return rows._replace(target=z.to(model.dtype))
+        if isinstance(model.normalizer, MixedEffects):
+            model.head.zero_output()
 
     loss = make_loss(config.loss.spec).to(device)
     with warnings.catch_warnings():
@@ -100,7 +100,7 @@ def fit_model(
         history = train(
             model.head,
             loss,
-            training.data(to_z),
+            training.data(lambda part: model.to_z(_to_rows(model, part))),
             options,
             seed=seed,
             mean_weight=preprocessor.mean_weight,
@@ -146,10 +146,11 @@ def _fit_statistics(model: TableModel, parts: Iterable[Part], processes: Process
     """Fit the normalizer, and tell the head which ids have training rows."""
     for part in parts:
         rows = _to_rows(model, part)
-        if model.normalizer is not None:
-            model.normalizer.partial_fit(rows.target, rows.categories, weight=rows.weight)
+        model.fit_normalizer(rows)
         model.head.observe(rows.categories)
     if processes.size > 1:
+        if isinstance(model.normalizer, MixedEffects):
+            raise ValueError("a mixed model needs all training rows in memory and in one process")
         if model.normalizer is not None:
             model.normalizer.all_reduce()
         model.head.all_reduce()
@@ -170,7 +171,7 @@ def _make_score(loss: nn.Module, model: TableModel) -> Score:
     scale = torch.from_numpy(model.preprocessor.target_scale).to(model.device)
 
     def score(preds: Tensor, rows: Rows) -> float:
-        own = model.to_own_units(preds.to(torch.float64), rows.categories)
+        own = model.to_own_units(preds.to(torch.float64), rows.x, rows.categories)
         value: Tensor = loss(own / (scale if point else scale[:, None]), rows.target / scale, weight=rows.weight)
         return value.item()
 

@@ -1,7 +1,7 @@
 """All between a table and predictions in the target's own units, as one module that describes itself."""
 
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -10,12 +10,14 @@ from torch import Tensor
 from reghead._persistence import SelfDescribing
 from reghead.categories import CategoryEncoder
 from reghead.config import RegressionConfig
+from reghead.estimators._data import Rows
+from reghead.estimators._intervals import CalibratedIntervals
 from reghead.estimators._part import Part
 from reghead.estimators._preprocessor import Preprocessor
 from reghead.estimators._training import TrainingOptions, predict
 from reghead.functional import nearest_level
 from reghead.heads import RegressionHead
-from reghead.normalization import CategoryNormalizer
+from reghead.normalization import CategoryNormalizer, MixedEffects
 
 _STATE = ("mean", "scale", "indicated", "target_scale")
 
@@ -56,11 +58,10 @@ class TableModel(SelfDescribing):
         for name, value in preprocessor.state().items():
             self.register_buffer(name, value)
         self.head = RegressionHead.from_config(config.head, encoder=preprocessor.encoder, device=device, dtype=dtype)
-        self.normalizer = (
-            None
-            if config.normalizer is None
-            else CategoryNormalizer.from_config(config.normalizer, config.head.cardinalities).to(device)
-        )
+        self.intervals: CalibratedIntervals | None = None
+        self.normalizer = _make_normalizer(config)
+        if self.normalizer is not None:
+            self.normalizer.to(device)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -72,13 +73,44 @@ class TableModel(SelfDescribing):
         """Where the parameters are."""
         return next(self.head.parameters()).device
 
+    def fit_normalizer(self, rows: Rows) -> None:
+        """Add ``rows``, with targets in their own units, to the statistics of the normalizer.
+
+        Raises:
+            ValueError: If a mixed model, which needs all rows at once, is fitted already.
+        """
+        if isinstance(self.normalizer, MixedEffects):
+            if self.normalizer.is_fitted:
+                raise ValueError("a mixed model needs all training rows in memory and in one process")
+            self.normalizer.fit(rows.target, rows.categories, rows.x, weight=rows.weight)
+        elif self.normalizer is not None:
+            self.normalizer.partial_fit(rows.target, rows.categories, weight=rows.weight)
+
+    def to_z(self, rows: Rows) -> Rows:
+        """Training rows with their targets as the head learns them."""
+        z = rows.target
+        if isinstance(self.normalizer, MixedEffects):
+            # Each from all rows but itself: the model has seen the row, and would be too sure of rare categories.
+            z = self.normalizer.leave_one_out(z, rows.categories, rows.x, weight=rows.weight)
+        elif self.normalizer is not None:
+            z = self.normalizer(z, rows.categories)
+        return rows._replace(target=z.to(self.dtype))
+
+    def to_own_units(self, preds: Tensor, x: Tensor, ids: Mapping[str, Tensor]) -> Tensor:
+        """The head's predictions for features ``x`` in the target's own units, in their dtype."""
+        if self.normalizer is None:
+            return preds
+        output_dim: Literal[-1, -2] = -1 if self.config.head.quantiles is None else -2
+        if isinstance(self.normalizer, MixedEffects):
+            return self.normalizer.inverse(preds, ids, x, output_dim=output_dim, center=self._center(preds))
+        return self.normalizer.inverse(preds, ids, output_dim=output_dim)
+
     def predict(self, part: Part) -> Tensor:
         """Predictions in the target's own units, on the CPU. Shape ``(B, D)``, or ``(B, D, Q)`` with quantiles."""
         x, ids = self.preprocessor.transform(part, self.dtype)
-        ids = {column: i.to(self.device) for column, i in ids.items()}
+        x, ids = x.to(self.device), {column: i.to(self.device) for column, i in ids.items()}
         # In float64: float32 has no minutes in a target of 1.7e9 seconds.
-        preds = predict(self.head, x.to(self.device), ids).to(torch.float64)
-        return self.to_own_units(preds, ids).cpu()
+        return self.to_own_units(predict(self.head, x, ids).to(torch.float64), x, ids).cpu()
 
     def point(self, preds: Tensor) -> Tensor:
         """The point prediction among ``preds``: of each output the trained quantile nearest the median."""
@@ -89,11 +121,17 @@ class TableModel(SelfDescribing):
         slots = [levels.index(each[nearest_level(each)]) for each in own]
         return preds[..., range(len(slots)), slots]
 
-    def to_own_units(self, preds: Tensor, ids: Mapping[str, Tensor]) -> Tensor:
-        """The head's predictions in the target's own units, in their dtype."""
-        if self.normalizer is None:
-            return preds
-        return self.normalizer.inverse(preds, ids, output_dim=-1 if self.config.head.quantiles is None else -2)
+    def predict_interval(self, part: Part) -> Tensor:
+        """Calibrated ends of all pairs of levels in increasing order, on the CPU. Shape ``(B, D, 2L)``."""
+        assert self.intervals is not None  # the caller checks
+        _, ids = self.preprocessor.transform(part, self.dtype, expect_unseen=True)
+        ends: Tensor = self.intervals(self.predict(part), ids)
+        return ends
+
+    def _center(self, preds: Tensor) -> Tensor | None:
+        """What quantiles are spread around: the one nearest the median."""
+        levels = self.config.head.quantiles
+        return None if levels is None else preds[..., nearest_level(levels)]
 
     def trained_levels(self) -> list[tuple[float, ...]]:
         """For each output, the levels that its own loss trains; none for a point loss."""
@@ -109,19 +147,21 @@ class TableModel(SelfDescribing):
             "columns": list(self.preprocessor.names),
             "names_given": self.names_given,
             "rows": self.preprocessor.rows,
+            "feature_clip": self.preprocessor.clip,
             "outputs": list(self.outputs),
             "one_dimensional": self.one_dimensional,
             "dtype": str(self.dtype).removeprefix("torch."),
             "encoder": None if encoder is None else encoder.to_dict(),
             "config": self.config.to_dict(),
             "training": vars(self.options),
+            "intervals": None if self.intervals is None else self.intervals._describe(),
         }
 
     @classmethod
     def _from_description(cls, description: Mapping[str, Any]) -> Self:
         try:
             config = RegressionConfig.from_dict(description["config"])
-            preprocessor = Preprocessor(description["columns"], config.head.columns)
+            preprocessor = Preprocessor(description["columns"], config.head.columns, description["feature_clip"])
             preprocessor.rows = description["rows"]
             if description["encoder"] is not None:
                 preprocessor.encoder = CategoryEncoder.from_dict(description["encoder"])
@@ -131,9 +171,22 @@ class TableModel(SelfDescribing):
             dtype = {"float32": torch.float32, "float64": torch.float64}[description["dtype"]]
         except (KeyError, TypeError) as error:
             raise ValueError(f"the description of a fitted table model is not complete: {error}") from error
-        return cls(preprocessor, config, options, outputs, **shapes, dtype=dtype)
+        model = cls(preprocessor, config, options, outputs, **shapes, dtype=dtype)
+        if description.get("intervals") is not None:
+            model.intervals = CalibratedIntervals._from_description(description["intervals"])
+        return model
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         for name in _STATE:
             setattr(self.preprocessor, name, getattr(self, name).cpu().numpy().copy())
+
+
+def _make_normalizer(config: RegressionConfig) -> CategoryNormalizer | MixedEffects | None:
+    asked, cardinalities = config.normalizer, config.head.cardinalities
+    if asked is None:
+        return None
+    if asked.method == "moments":
+        return CategoryNormalizer.from_config(asked, cardinalities)
+    cells = asked.by if len(asked.by) > 1 else False
+    return MixedEffects(cardinalities, cells=cells, transform=asked.transform, bounds=asked.bounds)

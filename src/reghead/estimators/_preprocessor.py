@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from reghead._checks import check_number
 from reghead._warnings import UnseenCategoryWarning
 from reghead.categories import CategoryEncoder, GroupStatistics
 from reghead.estimators._part import FloatArray, Part
@@ -16,13 +17,16 @@ from reghead.estimators._processes import Processes
 
 
 class Preprocessor:
-    """Numbers standardised by the mean and standard deviation of the training rows, and ids of the categories.
+    r"""Numbers standardised by the mean and standard deviation of the training rows, and ids of the categories.
 
     A missing number becomes the mean, and a column that has missing numbers in training brings an indicator of them.
+    With ``clip`` c a standardised number z becomes :math:`z / \sqrt{1 + (z / c)^2}`, which one row of a garden of 50
+    acres cannot rule (smooth clipping, Holzmüller, Grinsztajn and Steinwart 2024).
 
     Args:
         names: All columns of the table, in their order.
         categories: The categorical ones among them.
+        clip: About the largest standardised number; None leaves them as they are.
 
     Attributes:
         rows: Training rows so far.
@@ -32,7 +36,8 @@ class Preprocessor:
         target_scale: Standard deviation of each target; 1 for a constant one.
     """
 
-    def __init__(self, names: Sequence[str], categories: Sequence[str]) -> None:
+    def __init__(self, names: Sequence[str], categories: Sequence[str], clip: float | None = None) -> None:
+        self.clip = None if clip is None else check_number("feature_clip", clip, above=0.0)
         self.names, self.categories = tuple(names), tuple(categories)
         self.numeric = [name for name in names if name not in set(categories)]
         self.encoder = CategoryEncoder(categories) if categories else None
@@ -85,6 +90,8 @@ class Preprocessor:
         """Features, and ids; a label not seen in training is 0."""
         missing = np.isnan(part.numbers)
         standardized = np.where(missing, 0.0, (part.numbers - self.mean) / self.scale)
+        if self.clip is not None:
+            standardized = standardized / np.sqrt(1 + (standardized / self.clip) ** 2)
         blank = np.zeros((len(part.numbers), 0 if self.numeric else 1))
         features = np.concatenate([standardized, missing[:, self.indicated], blank], axis=1)
         if self.encoder is None:

@@ -20,15 +20,16 @@ from torch import Tensor
 from reghead._checks import check_choice
 from reghead.categories import CategoryEncoder
 from reghead.config import MoEConfig, RegressionConfig
+from reghead.estimators._calibrate import calibrate
 from reghead.estimators._fit import fit_model
 from reghead.estimators._model import TableModel
 from reghead.estimators._part import FloatArray, Part
 from reghead.estimators._settings import arguments_of, make_config
 from reghead.estimators._split import as_frequencies, held_back, validation_labels
-from reghead.estimators._table import Column, names_of, split_columns, target_names, validate_mixed
+from reghead.estimators._table import Column, names_of, resolve, split_columns, target_names, validate_mixed
 from reghead.estimators._training import History, TrainingOptions, progress
 from reghead.heads import RegressionHead
-from reghead.normalization import CategoryNormalizer
+from reghead.normalization import CategoryNormalizer, MixedEffects
 
 _ENOUGH_TO_HOLD_BACK = 200  # rows
 
@@ -53,6 +54,7 @@ class HeadRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         activation: Nonlinearity of the hidden layers.
         norm: Normalization of the hidden layers: None, ``"layer"`` or ``"rms"``.
         residual: Add a linear map of the features to the output.
+        feature_clip: Pulls numbers beyond about this many standard deviations in, smoothly; None leaves them.
         embedding_dim: Width of each column's embedding.
         fusion: How the embeddings of all columns join the features: ``"concat"``, ``"add"`` or None.
         film: Columns that modulate the hidden layers.
@@ -78,9 +80,15 @@ class HeadRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         expectile: Level of the expectile loss.
         per_output: Target, by name or position, to a loss of its own.
         normalize: Whether the target is standardised at all.
+        mixed_effects: Whether the target is normalized by a linear mixed model of the features and of all
+            ``categories`` (:class:`~reghead.normalization.MixedEffects`), of which the head learns the residual;
+            combinations of ``normalize_by`` have effects of their own in it.
         normalize_by: Columns whose combinations have a mean and a standard deviation of their own.
         shrinkage: ``"none"`` or ``"empirical_bayes"``; see :class:`~reghead.normalization.CategoryNormalizer`.
         fallback: ``"global"`` or ``"additive"``, for combinations not seen.
+        calibrate_by: Columns that make up an environment, from coarse to fine, such as ``["location", "season"]``:
+            intervals are calibrated for known ones, for new locations, and for new combinations, on models fitted
+            again without whole environments. Needs ``loss="quantile"`` and rows held back.
         target_transform: Of the target, before it is standardised.
         max_epochs: Passes over the training rows, at most.
         batch_size: Rows in a step; all rows where there are no more.
@@ -120,7 +128,7 @@ class HeadRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
     encoder_: CategoryEncoder | None
     head_: RegressionHead
     history_: History
-    normalizer_: CategoryNormalizer | None
+    normalizer_: CategoryNormalizer | MixedEffects | None
     target_names_: tuple[str, ...]
     _model: TableModel
 
@@ -133,6 +141,7 @@ class HeadRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         activation: str = "relu",
         norm: str | None = None,
         residual: bool = False,
+        feature_clip: float | None = None,
         embedding_dim: int = 16,
         fusion: str | None = "concat",
         film: Sequence[Column] = (),
@@ -156,9 +165,11 @@ class HeadRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         expectile: float = 0.5,
         per_output: Mapping[str | int, Any] | None = None,
         normalize: bool = True,
+        mixed_effects: bool = False,
         normalize_by: Sequence[Column] = (),
         shrinkage: str = "none",
         fallback: str = "global",
+        calibrate_by: Column | Sequence[Column] | None = None,
         target_transform: str = "identity",
         max_epochs: int = 200,
         batch_size: int = 128,
@@ -218,8 +229,10 @@ class HeadRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
                 labels = validation_labels(self.validation_by, names, part)
                 aside = held_back(len(part.target), self.validation_fraction, labels, rng)
                 held, part = part.take(aside), part.take(~aside)
-        with progress("HeadRegressor", options.max_epochs, self.verbose) as callbacks:
-            model, history = fit_model(
+        seed = int(rng.randint(2**31 - 1))
+
+        def fit_again(part: Part, held: Part | None, **more: Any) -> tuple[TableModel, History]:
+            return fit_model(
                 [part],
                 None if held is None else [held],
                 names=names,
@@ -230,10 +243,16 @@ class HeadRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
                 options=options,
                 dtype=torch.float32 if part.numbers.dtype == np.float32 else torch.float64,
                 device=torch.device(self.device),
-                seed=int(rng.randint(2**31 - 1)),
-                start=self._model if continued else None,
-                callbacks=callbacks,
+                seed=seed,
+                feature_clip=self.feature_clip,
+                **more,
             )
+
+        columns = self._calibration_columns(names, config, held is not None)
+        with progress("HeadRegressor", options.max_epochs, self.verbose) as callbacks:
+            model, history = fit_again(part, held, start=self._model if continued else None, callbacks=callbacks)
+        if columns and held is not None:
+            model.intervals = calibrate(model, part, held, columns, lambda p, h: fit_again(p, h)[0], rng)
         model.one_dimensional = target.ndim == 1
         self._adopt(model, history)
         return self
@@ -257,7 +276,7 @@ class HeadRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
             ValueError: If the file is not a whole one, or not that of a fitted estimator.
         """
         model = TableModel.load(path)
-        estimator = cls(**arguments_of(model.config, model.options))
+        estimator = cls(**arguments_of(model.config, model.options), feature_clip=model.preprocessor.clip)
         estimator._adopt(model, {})
         estimator.n_features_in_ = len(model.preprocessor.names)
         if model.names_given:
@@ -314,6 +333,10 @@ class HeadRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
                 f"confidence_level={confidence_level} needs the levels {wanted[0]:.4g} and {wanted[1]:.4g}, and those "
                 f"fitted are {', '.join(map(str, levels))}; fit with both among quantiles"
             )
+        if self._model.intervals is not None:
+            ends = self._model.predict_interval(self._read(X)).numpy()
+            at = found[0]  # the ends are those of all pairs, the widest first
+            return self._shaped(ends[..., at]), self._shaped(ends[..., -1 - at])
         untrained = [
             name
             for name, trained in zip(self.target_names_, self._model.trained_levels(), strict=True)
@@ -346,6 +369,23 @@ class HeadRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
             weight = as_frequencies(_check_sample_weight(sample_weight, numbers, dtype=np.float64))
         return Part(numbers, labels, target[:, None] if target.ndim == 1 else target, weight)
 
+    def _calibration_columns(self, names: Sequence[str], config: RegressionConfig, held_back: bool) -> tuple[str, ...]:
+        columns = self.calibrate_by
+        resolved = resolve("calibrate_by", [columns] if isinstance(columns, str | int) else columns, names)
+        if not resolved:
+            return ()
+        if unknown := [column for column in resolved if column not in config.head.columns]:
+            raise ValueError(
+                f"calibrate_by names {unknown}, which are not among categories {list(config.head.columns)}"
+            )
+        if config.loss.type != "quantile" or config.loss.per_output:
+            raise ValueError(
+                f"calibrate_by calibrates predicted quantiles, and loss={config.loss.type!r}; use 'quantile'"
+            )
+        if not held_back:
+            raise ValueError("calibrate_by needs rows held back to calibrate on; set early_stopping=True")
+        return resolved
+
     def _stops_early(self, rows: int, has_eval_set: bool) -> bool:
         if self.early_stopping == "auto":
             return has_eval_set or self.validation_by is not None or rows >= _ENOUGH_TO_HOLD_BACK
@@ -365,12 +405,14 @@ class HeadRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
             raise ValueError(f"eval_set must have as many targets as y, {targets}, got {part.target.shape[1]}")
         return part
 
-    def _predict(self, X: Any) -> Tensor:  # noqa: N803
-        check_is_fitted(self)
+    def _read(self, X: Any) -> Part:  # noqa: N803
         names, categories = self._model.preprocessor.names, self._model.preprocessor.categories
         numbers, labels = split_columns(self._validate(X), names, categories)
-        part = Part(numbers, labels, np.zeros((len(numbers), len(self.target_names_))), None)
-        return self._model.predict(part)
+        return Part(numbers, labels, np.zeros((len(numbers), len(self.target_names_))), None)
+
+    def _predict(self, X: Any) -> Tensor:  # noqa: N803
+        check_is_fitted(self)
+        return self._model.predict(self._read(X))
 
     def _shaped(self, preds: FloatArray) -> FloatArray:
         return preds[:, 0] if self._model.one_dimensional else preds

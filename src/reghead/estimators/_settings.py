@@ -59,6 +59,7 @@ def make_config(given: Any, names: Sequence[str], outputs: tuple[str, ...]) -> R
     loss = _make_loss(given, outputs)
     normalizer = _build(
         NormalizerConfig,
+        method="mixed_effects" if given.mixed_effects else "moments",
         by=resolve("normalize_by", given.normalize_by, names),
         shrinkage=given.shrinkage,
         fallback=given.fallback,
@@ -67,8 +68,8 @@ def make_config(given: Any, names: Sequence[str], outputs: tuple[str, ...]) -> R
     )
     if not given.normalize and normalizer != NormalizerConfig():
         raise ValueError(
-            "normalize=False leaves the target on its own scale, and normalize_by, shrinkage, fallback and "
-            "target_transform ask for another; keep one of them"
+            "normalize=False leaves the target on its own scale, and normalize_by, mixed_effects, shrinkage, fallback "
+            "and target_transform ask for another; keep one of them"
         )
     config = _build(RegressionConfig, head=head, loss=loss, normalizer=normalizer if given.normalize else None)
     return config.on_target_scale()
@@ -84,6 +85,7 @@ def arguments_of(config: RegressionConfig, options: TrainingOptions) -> dict[str
     fields |= {"shrinkage": normalizer.shrinkage, "fallback": normalizer.fallback}
     fields |= {"normalize_by": normalizer.by, "target_transform": normalizer.transform}
     fields |= {"categories": head.columns, "loss": loss.type, "normalize": config.normalizer is not None}
+    fields["mixed_effects"] = normalizer.method == "mixed_effects"
     return fields | {"bounds": head.bounds or normalizer.bounds, **vars(options)}
 
 

@@ -217,6 +217,16 @@ class RegressionHead(ObservesRows, DescribedHead):
             gaps = [i for i in range(self.out_features * levels) if i % levels != anchor]
             zero_outputs(gaps, self.trunk, self.weight, self.bias)
 
+    @torch.no_grad()
+    def zero_output(self) -> Self:
+        """Start at a prediction of 0, with normal gaps between quantiles: the head then learns a correction.
+
+        What leads to the output is zeroed; with an output activation the prediction is that of 0.
+        """
+        levels = 1 if self.config.quantiles is None else len(self.config.quantiles)
+        zero_outputs(list(range(self.out_features * levels)), self.trunk, self.weight, self.bias)
+        return self
+
     @overload
     def forward(
         self, x: Tensor, categories: Categories | None = ..., *, return_aux: Literal[False] = ...

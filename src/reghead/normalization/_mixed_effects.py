@@ -167,11 +167,12 @@ class MixedEffects(MixedPredictor):
     ) -> Tensor:
         r"""Residuals of the training rows, each from a model without that row, in units of their standard deviation.
 
-        .. math:: z_i = \frac{u_i - \hat u_i}{1 - w_i a_i} \Big/ \sigma \sqrt{1 + \frac{a_i}{1 - w_i a_i}}
+        .. math:: z_i = \frac{u_i - \hat u_i}{1 - v_i a_i} \Big/ \sigma \sqrt{1 + \frac{a_i}{1 - v_i a_i}}, \qquad
+            v_i = \min(w_i, 1)
 
         with the leverage :math:`w_i a_i` on the diagonal of the hat matrix: nothing is refitted, and the variances
-        stay those of all rows. A row leaves with all its weight. A row that alone determines an effect of the
-        features cannot be predicted without itself, and has 0.
+        stay those of all rows. Of a row that counts several times one leaves, as of a row repeated. A row that alone
+        determines an effect of the features cannot be predicted without itself, and has 0.
 
         Args:
             target: The rows that the model was fitted on, and so the other arguments.
@@ -191,7 +192,7 @@ class MixedEffects(MixedPredictor):
             rows = self._rows(part, None if flat is None else flat[at], len(values[at]))
             estimated, unknown = self._uncertainty(rows)
             error = (values[at] - self.target_center) / self.target_scale - self._mean(rows)
-            left = 1 - weights[at] * estimated
+            left = 1 - weights[at].clamp(max=1.0) * estimated
             error, left = torch.where(left > _ALONE, error, 0.0), torch.where(left > _ALONE, left, 1.0)
             spread = self.residual_variance * (1 + estimated / left + unknown)
             result[at] = error / left / spread.sqrt()

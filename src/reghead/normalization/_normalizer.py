@@ -283,11 +283,13 @@ class CategoryNormalizer(CellStatistics):
             cardinalities: Column -> number of ids; others than those of ``by`` are ignored.
 
         Raises:
-            ValueError: If ``cardinalities`` lack a column of ``by``.
+            ValueError: If ``cardinalities`` lack a column of ``by``, or ``config`` asks for a mixed model.
         """
         sizes = {} if cardinalities is None else dict(cardinalities)
         by = check_columns("by", config.by, sizes)
-        options = {name: value for name, value in vars(config).items() if name != "by"}
+        if config.method != "moments":
+            raise ValueError(f"a {cls.__name__} is for method 'moments', got {config.method!r}; build a MixedEffects")
+        options = {name: value for name, value in vars(config).items() if name not in ("by", "method")}
         return cls({column: sizes[column] for column in by}, **options)
 
     def _describe(self) -> dict[str, Any]:

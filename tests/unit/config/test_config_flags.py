@@ -173,6 +173,12 @@ def test_what_a_flag_does_to_the_loss(argv: list[str], loss: dict[str, object]) 
         ),
         (["--normalize-targets", "--target-transform", "log1p"], NormalizerConfig(transform="log1p")),
         (["--target-transform", "log"], NormalizerConfig(transform="log")),
+        (["--normalize-method", "mixed_effects"], NormalizerConfig(method="mixed_effects")),
+        (["--normalize-method", "moments"], None),
+        (
+            [*COLUMNS, "--normalize-method", "mixed_effects", "--normalize-targets-by", "location,season"],
+            NormalizerConfig(method="mixed_effects", by=("location", "season")),
+        ),
         (["--target-transform", "identity"], None),
         (["--no-normalize-targets", "--target-transform", "identity"], None),
     ],
@@ -345,6 +351,18 @@ def test_a_value_is_refused_alone_by_the_parser_and_by_the_mapping(argv: list[st
         (
             [*COLUMNS, "--no-normalize-targets", "--normalize-targets-by", "location"],
             "--no-normalize-targets and --normalize-targets-by exclude each other",
+        ),
+        (
+            ["--no-normalize-targets", "--normalize-method", "mixed_effects"],
+            "--normalize-method mixed_effects and --no-normalize-targets exclude each other",
+        ),
+        (
+            [
+                *COLUMNS,
+                *("--normalize-targets-by", "location", "--normalize-shrinkage", "empirical_bayes"),
+                *("--normalize-method", "mixed_effects"),
+            ],
+            "--normalize-shrinkage empirical_bayes is for --normalize-method moments; a mixed model shrinks and",
         ),
         (["--normalize-shrinkage", "none"], "--normalize-shrinkage does nothing without --normalize-targets-by"),
         (["--normalize-fallback", "global"], "--normalize-fallback does nothing without --normalize-targets-by"),

@@ -156,3 +156,21 @@ def test_observing_is_all_or_nothing() -> None:
     with pytest.raises(ValueError, match="needs the column 'season'"):
         head.observe({"site": torch.tensor([1, 1])})
     assert all(torch.equal(buffer, before[name]) for name, buffer in head.named_buffers())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"hidden_dims": (4,), "residual": True},
+        {"hidden_dims": (4,), "ensemble": 3},
+        {"moe": {"num_experts": 2, "route_features": True}, "hidden_dims": (4,)},
+    ],
+    ids=["linear", "residual", "ensemble", "experts"],
+)
+def test_an_output_of_zero_is_where_a_correction_starts(options: dict[str, Any]) -> None:
+    x = torch.linspace(-2, 2, 12).reshape(4, 3)
+    assert torch.equal(RegressionHead(3, 2, **options).zero_output()(x), torch.zeros(4, 2))
+    quantiles = RegressionHead(3, 1, quantiles=(0.1, 0.5, 0.9), **options).zero_output()(x)
+    expected = torch.tensor([-1.2816, 0.0, 1.2816]).expand(4, 1, 3)  # those of the standard normal distribution
+    torch.testing.assert_close(quantiles, expected, atol=1e-4, rtol=0)
