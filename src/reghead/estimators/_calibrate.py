@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -9,14 +10,41 @@ import torch
 from torch import Tensor
 
 from reghead._warnings import RegheadWarning, UnseenCategoryWarning
+from reghead.calibration import ConformalizedQuantiles
 from reghead.categories import Vocabulary
+from reghead.config import RegressionConfig
 from reghead.estimators._intervals import ENVIRONMENT, CalibratedIntervals
 from reghead.estimators._model import TableModel
 from reghead.estimators._part import Part
+from reghead.estimators._table import resolve
 
 Refit = Callable[[Part, Part], TableModel]
 """From training rows, and rows to stop early by, to a model like the one to calibrate."""
 FOLDS = 5
+
+
+def columns_to_calibrate(
+    asked: Any, names: Sequence[str], config: RegressionConfig, held_back: bool
+) -> tuple[str, ...]:
+    """The columns of ``calibrate_by``, checked before anything is trained; none if it was not asked for.
+
+    Args:
+        asked: A column, several, or None.
+        names: The columns of the table.
+        config: Of head, loss and normalizer.
+        held_back: Whether there are rows to calibrate on.
+    """
+    resolved = resolve("calibrate_by", [asked] if isinstance(asked, str | int) else asked, names)
+    if not resolved:
+        return ()
+    if unknown := [column for column in resolved if column not in config.head.columns]:
+        raise ValueError(f"calibrate_by names {unknown}, which are not among categories {list(config.head.columns)}")
+    if config.loss.type != "quantile" or config.loss.per_output:
+        raise ValueError(f"calibrate_by calibrates predicted quantiles, and loss={config.loss.type!r}; use 'quantile'")
+    ConformalizedQuantiles(config.loss.levels or ())  # refuses levels that are no pairs
+    if not held_back:
+        raise ValueError("calibrate_by needs rows held back to calibrate on; set early_stopping=True")
+    return resolved
 
 
 def calibrate(

@@ -20,13 +20,13 @@ from torch import Tensor
 from reghead._checks import check_choice
 from reghead.categories import CategoryEncoder
 from reghead.config import MoEConfig, RegressionConfig
-from reghead.estimators._calibrate import calibrate
+from reghead.estimators._calibrate import calibrate, columns_to_calibrate
 from reghead.estimators._fit import fit_model
 from reghead.estimators._model import TableModel
 from reghead.estimators._part import FloatArray, Part
 from reghead.estimators._settings import arguments_of, make_config
 from reghead.estimators._split import as_frequencies, held_back, validation_labels
-from reghead.estimators._table import Column, names_of, resolve, split_columns, target_names, validate_mixed
+from reghead.estimators._table import Column, names_of, split_columns, target_names, validate_mixed
 from reghead.estimators._training import History, TrainingOptions, progress
 from reghead.heads import RegressionHead
 from reghead.normalization import CategoryNormalizer, MixedEffects
@@ -248,7 +248,7 @@ class HeadRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
                 **more,
             )
 
-        columns = self._calibration_columns(names, config, held is not None)
+        columns = columns_to_calibrate(self.calibrate_by, names, config, held is not None)
         with progress("HeadRegressor", options.max_epochs, self.verbose) as callbacks:
             model, history = fit_again(part, held, start=self._model if continued else None, callbacks=callbacks)
         if columns and held is not None:
@@ -368,23 +368,6 @@ class HeadRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         if sample_weight is not None:
             weight = as_frequencies(_check_sample_weight(sample_weight, numbers, dtype=np.float64))
         return Part(numbers, labels, target[:, None] if target.ndim == 1 else target, weight)
-
-    def _calibration_columns(self, names: Sequence[str], config: RegressionConfig, held_back: bool) -> tuple[str, ...]:
-        columns = self.calibrate_by
-        resolved = resolve("calibrate_by", [columns] if isinstance(columns, str | int) else columns, names)
-        if not resolved:
-            return ()
-        if unknown := [column for column in resolved if column not in config.head.columns]:
-            raise ValueError(
-                f"calibrate_by names {unknown}, which are not among categories {list(config.head.columns)}"
-            )
-        if config.loss.type != "quantile" or config.loss.per_output:
-            raise ValueError(
-                f"calibrate_by calibrates predicted quantiles, and loss={config.loss.type!r}; use 'quantile'"
-            )
-        if not held_back:
-            raise ValueError("calibrate_by needs rows held back to calibrate on; set early_stopping=True")
-        return resolved
 
     def _stops_early(self, rows: int, has_eval_set: bool) -> bool:
         if self.early_stopping == "auto":

@@ -165,6 +165,7 @@ def test_clipped_features_are_almost_linear_near_zero_and_bounded() -> None:
     ("options", "message"),
     [
         ({"calibrate_by": "site"}, "calibrate_by calibrates predicted quantiles, and loss='huber'"),
+        ({"calibrate_by": "site", "loss": "quantile", "quantiles": (0.1, 0.5, 0.8)}, "pairs"),
         ({"calibrate_by": "x", "loss": "quantile"}, "calibrate_by names .'x'., which are not among categories"),
         ({"calibrate_by": "site", "loss": "quantile", "early_stopping": False}, "calibrate_by needs rows held back"),
         ({"shrinkage": "empirical_bayes", "normalize_by": ["site"]}, "shrinkage empirical_bayes is for method moments"),
