@@ -24,26 +24,41 @@ FOLDS = 5
 
 
 def columns_to_calibrate(
-    asked: Any, names: Sequence[str], config: RegressionConfig, held_back: bool
+    given: Any, names: Sequence[str], config: RegressionConfig, part: Part, *, continued: bool
 ) -> tuple[str, ...]:
     """The columns of ``calibrate_by``, checked before anything is trained; none if it was not asked for.
 
     Args:
-        asked: A column, several, or None.
+        given: The estimator.
         names: The columns of the table.
         config: Of head, loss and normalizer.
-        held_back: Whether there are rows to calibrate on.
+        part: All rows.
+        continued: Whether an earlier fit is continued.
     """
-    resolved = resolve("calibrate_by", [asked] if isinstance(asked, str | int) else asked, names)
+    asked = given.calibrate_by
+    resolved = resolve("calibrate_by", [asked] if isinstance(asked, str | int | np.integer) else asked, names)
     if not resolved:
         return ()
+    if len(set(resolved)) < len(resolved):
+        raise ValueError(f"calibrate_by must name each column once, got {list(resolved)}")
     if unknown := [column for column in resolved if column not in config.head.columns]:
         raise ValueError(f"calibrate_by names {unknown}, which are not among categories {list(config.head.columns)}")
     if config.loss.type != "quantile" or config.loss.per_output:
         raise ValueError(f"calibrate_by calibrates predicted quantiles, and loss={config.loss.type!r}; use 'quantile'")
     ConformalizedQuantiles(config.loss.levels or ())  # refuses levels that are no pairs
-    if not held_back:
-        raise ValueError("calibrate_by needs rows held back to calibrate on; set early_stopping=True")
+    for name, wrong in (
+        ("sample_weight", part.weight is not None),
+        ("warm_start", continued),
+        ("validation_by", given.validation_by is not None),
+    ):
+        if wrong:
+            raise ValueError(
+                f"calibrate_by counts rows that the model has not seen and whose categories it knows, and {name} gives "
+                "others; leave one of them out"
+            )
+    for column in resolved:
+        if (count := len(Vocabulary.from_labels(part.labels[column])) - 1) < 2:
+            raise ValueError(f"calibrate_by needs at least 2 categories of {column!r}, to leave one out, got {count}")
     return resolved
 
 
@@ -67,14 +82,24 @@ def calibrate(
     assert levels is not None  # the caller checks
     assert sizes is not None
     everything = _concatenate(part, held)
-    codes = {column: Vocabulary.from_labels(part.labels[column]) for column in columns}
-    ids = {column: codes[column].encode(everything.labels[column]).numpy() for column in columns}
-    groups = []
-    for depth in range(1, len(columns) + 1):
-        _, group = np.unique(np.stack([ids[column] for column in columns[:depth]]), axis=1, return_inverse=True)
-        groups.append(group.reshape(-1))
-    counts = [len(np.unique(group)) for group in groups]
-    intervals = CalibratedIntervals({column: sizes[column] for column in columns}, levels, counts)
+    ids = [Vocabulary.from_labels(everything.labels[c]).encode(everything.labels[c]).numpy() for c in columns]
+    found = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UnseenCategoryWarning)
+        for depth in range(1, len(columns) + 1):
+            stacked = np.stack(ids[:depth])
+            _, group = np.unique(stacked, axis=1, return_inverse=True)
+            # A row without a label is of no environment that could be left out.
+            group = np.where((stacked > 0).all(axis=0), group.reshape(-1) + 1, 0)
+            found.append((*_out_of_fold(everything, len(held.target), group, refit, rng), group))
+        counts = [len(np.unique(group[kept])) for _, _, kept, group in found]
+        intervals = CalibratedIntervals({column: sizes[column] for column in columns}, levels, counts)
+        intervals.observe({column: i for column, i in _ids(model, part).items() if column in columns})
+        known = intervals.is_known({column: i for column, i in _ids(model, held).items() if column in columns})
+        intervals.known.conformalize(model.predict(held), torch.from_numpy(held.target), mask=known)
+        for new, (preds, target, kept, group) in zip(intervals.new_environments(), found, strict=True):
+            environments = {ENVIRONMENT: torch.from_numpy(np.unique(group[kept], return_inverse=True)[1]) + 1}
+            new.conformalize(preds, target, environments, left_out="environments")
     for depth, count in enumerate(counts, start=1):
         if not intervals.is_enough(count):
             warnings.warn(
@@ -83,30 +108,31 @@ def calibrate(
                 RegheadWarning,
                 stacklevel=3,
             )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UnseenCategoryWarning)
-        intervals.observe({column: i for column, i in _ids(model, part).items() if column in columns})
-        intervals.known.conformalize(model.predict(held).double(), torch.from_numpy(held.target))
-        for new, group in zip(intervals.new_environments(), groups, strict=True):
-            preds, target, kept = _out_of_fold(everything, len(held.target), group, refit, rng)
-            environments = {ENVIRONMENT: torch.from_numpy(group[kept]) + 1}
-            new.conformalize(preds, target, environments, left_out="environments")
     return intervals
 
 
 def _out_of_fold(
     rows: Part, held: int, group: npt.NDArray[np.int64], refit: Refit, rng: np.random.RandomState
 ) -> tuple[Tensor, Tensor, npt.NDArray[np.int64]]:
-    """Predictions for rows of environments that the model had not seen, their targets and positions."""
-    distinct = rng.permutation(np.unique(group))
+    """Predictions for rows of environments that the model had not seen, their targets and positions.
+
+    Args:
+        rows: The training rows, and after them the ``held`` ones to stop early by.
+        held: Their number.
+        group: The environment of each row; 0 is none.
+        refit: Fits a model.
+        rng: Deals environments to folds.
+    """
+    distinct = rng.permutation(np.unique(group[group > 0]))
     is_held = np.arange(len(rows.target)) >= len(rows.target) - held
     preds, positions = [], []
     for fold in np.array_split(distinct, min(FOLDS, len(distinct))):
         out = np.isin(group, fold)
-        if (~out & ~is_held).sum() < 2 or not (~out & is_held).any():
-            continue
-        model = refit(rows.take(~out & ~is_held), rows.take(~out & is_held))
-        preds.append(model.predict(rows.take(out)).double())
+        stop = ~out & is_held
+        if not stop.any():  # all of them are of this fold's environments: others take their place
+            stop[rng.permutation(np.flatnonzero(~out))[: max(held // 2, 1)]] = True
+        model = refit(rows.take(~out & ~stop), rows.take(stop))
+        preds.append(model.predict(rows.take(out)))
         positions.append(np.flatnonzero(out))
     kept = np.concatenate(positions)
     return torch.cat(preds), torch.from_numpy(rows.target[kept]), kept

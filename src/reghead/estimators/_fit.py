@@ -62,6 +62,17 @@ def fit_model(
     Raises:
         ValueError: If ``start`` was fitted with another configuration.
     """
+    levels = config.head.quantiles
+    mixed = config.normalizer is not None and config.normalizer.method == "mixed_effects"
+    if mixed and levels is not None and not levels[0] <= 0.5 <= levels[-1]:
+        raise ValueError(
+            f"a mixed model spreads quantiles around the median, which the levels {levels} do not reach; add 0.5"
+        )
+    if mixed and start is not None:
+        raise ValueError(
+            "warm_start cannot go on from a mixed model, whose residuals are those of the rows it was fitted on; "
+            "set warm_start=False"
+        )
     training, validation = _Mine(parts, processes), None if held is None else _Mine(held, processes)
     preprocessor = Preprocessor(names, config.head.columns, feature_clip) if start is None else start.preprocessor
     if start is None:

@@ -64,6 +64,11 @@ class CalibratedIntervals(SelfDescribing):
             keys, complete = self._keys(categories, depth)
             setattr(self, f"keys_{depth}", torch.unique(keys[complete]))
 
+    def is_known(self, categories: Categories) -> Tensor:
+        """Whether a row's combination of all columns was among those of :meth:`observe`. Shape ``(B,)``."""
+        keys, complete = self._keys(categories, len(self.cardinalities))
+        return complete & torch.isin(keys, self.get_buffer(f"keys_{len(self.cardinalities)}"))
+
     def forward(self, preds: Tensor, categories: Categories) -> Tensor:
         """The ends of L intervals in increasing order, shape ``(B, D, 2L)``."""
         ends: Tensor = self.known(preds)

@@ -1,6 +1,7 @@
 """All between a table and predictions in the target's own units, as one module that describes itself."""
 
 from collections.abc import Mapping
+from statistics import NormalDist
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -129,9 +130,15 @@ class TableModel(SelfDescribing):
         return ends
 
     def _center(self, preds: Tensor) -> Tensor | None:
-        """What quantiles are spread around: the one nearest the median."""
+        """The median that quantiles are spread around: between two levels as in a normal distribution."""
         levels = self.config.head.quantiles
-        return None if levels is None else preds[..., nearest_level(levels)]
+        if levels is None:
+            return None
+        above = next(i for i, level in enumerate(levels) if level >= 0.5)
+        if levels[above] == 0.5:
+            return preds[..., above]
+        low, high = (NormalDist().inv_cdf(levels[i]) for i in (above - 1, above))
+        return preds[..., above - 1] + (preds[..., above] - preds[..., above - 1]) * (low / (low - high))
 
     def trained_levels(self) -> list[tuple[float, ...]]:
         """For each output, the levels that its own loss trains; none for a point loss."""

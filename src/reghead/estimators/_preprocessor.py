@@ -20,8 +20,10 @@ class Preprocessor:
     r"""Numbers standardised by the mean and standard deviation of the training rows, and ids of the categories.
 
     A missing number becomes the mean, and a column that has missing numbers in training brings an indicator of them.
-    With ``clip`` c a standardised number z becomes :math:`z / \sqrt{1 + (z / c)^2}`, which one row of a garden of 50
-    acres cannot rule (smooth clipping, Holzmüller, Grinsztajn and Steinwart 2024).
+    With ``clip`` c a standardised number z becomes :math:`z / \sqrt{1 + (z / c)^2}`, bounded by c (smooth
+    clipping, Holzmüller, Grinsztajn and Steinwart 2024).
+
+    NOTE[DIFF] the paper scales by quantiles; mean and deviation can be merged, and one extreme value still moves them.
 
     Args:
         names: All columns of the table, in their order.
@@ -91,7 +93,7 @@ class Preprocessor:
         missing = np.isnan(part.numbers)
         standardized = np.where(missing, 0.0, (part.numbers - self.mean) / self.scale)
         if self.clip is not None:
-            standardized = standardized / np.sqrt(1 + (standardized / self.clip) ** 2)
+            standardized = standardized / np.hypot(1.0, standardized / self.clip)
         blank = np.zeros((len(part.numbers), 0 if self.numeric else 1))
         features = np.concatenate([standardized, missing[:, self.indicated], blank], axis=1)
         if self.encoder is None:

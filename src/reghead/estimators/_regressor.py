@@ -54,7 +54,7 @@ class HeadRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         activation: Nonlinearity of the hidden layers.
         norm: Normalization of the hidden layers: None, ``"layer"`` or ``"rms"``.
         residual: Add a linear map of the features to the output.
-        feature_clip: Pulls numbers beyond about this many standard deviations in, smoothly; None leaves them.
+        feature_clip: Bounds standardised numbers by this, smoothly: at c one becomes 0.71 c. None leaves them.
         embedding_dim: Width of each column's embedding.
         fusion: How the embeddings of all columns join the features: ``"concat"``, ``"add"`` or None.
         film: Columns that modulate the hidden layers.
@@ -220,6 +220,7 @@ class HeadRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         part = self._part(table, names, config.head.columns, target, sample_weight)
         if part.weight is not None:
             part = part.take(part.weight > 0)
+        columns = columns_to_calibrate(self, names, config, part, continued=continued)
         rng = check_random_state(self.random_state)
         held = None
         if self._stops_early(len(part.target), eval_set is not None):
@@ -248,7 +249,8 @@ class HeadRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
                 **more,
             )
 
-        columns = columns_to_calibrate(self.calibrate_by, names, config, held is not None)
+        if columns and held is None:
+            raise ValueError("calibrate_by needs rows held back to calibrate on; set early_stopping=True")
         with progress("HeadRegressor", options.max_epochs, self.verbose) as callbacks:
             model, history = fit_again(part, held, start=self._model if continued else None, callbacks=callbacks)
         if columns and held is not None:
@@ -276,7 +278,9 @@ class HeadRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
             ValueError: If the file is not a whole one, or not that of a fitted estimator.
         """
         model = TableModel.load(path)
-        estimator = cls(**arguments_of(model.config, model.options), feature_clip=model.preprocessor.clip)
+        by = None if model.intervals is None else tuple(model.intervals.cardinalities)
+        arguments = arguments_of(model.config, model.options)
+        estimator = cls(**arguments, feature_clip=model.preprocessor.clip, calibrate_by=by)
         estimator._adopt(model, {})
         estimator.n_features_in_ = len(model.preprocessor.names)
         if model.names_given:
@@ -314,7 +318,8 @@ class HeadRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
     def predict_interval(self, X: Any, confidence_level: float) -> tuple[FloatArray, FloatArray]:  # noqa: N803
         r"""Lower and upper ends, in the units of the target, each of shape (B,) or (B, D).
 
-        They are the predicted quantiles of the levels :math:`(1 \mp c) / 2`, which must be among those fitted.
+        They are the predicted quantiles of the levels :math:`(1 \mp c) / 2`, which must be among those fitted, and with
+        ``calibrate_by`` what calibration has made of them, which need not hold the median.
 
         Args:
             X: Table of shape (B, columns).

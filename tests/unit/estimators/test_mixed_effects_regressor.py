@@ -161,11 +161,52 @@ def test_clipped_features_are_almost_linear_near_zero_and_bounded() -> None:
     assert unclipped[1, 0] > 1e5
 
 
+@pytest.mark.parametrize("levels", [(0.1, 0.9), (0.1, 0.2, 0.9)])
+def test_both_ends_of_an_interval_widen_for_a_new_site_also_without_a_median(levels: tuple[float, ...]) -> None:
+    X, y = sites(900, 40)  # noqa: N806
+    X = X.drop(columns="season")  # noqa: N806
+    model = HeadRegressor(["site"], loss="quantile", quantiles=levels, **QUICK).fit(X, y)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UnseenCategoryWarning)
+        shares = []
+        for seed in range(6):
+            new, target = sites(200, 20, seed + 50)
+            quantiles = model.predict_quantiles(new.drop(columns="season").assign(site="new"))
+            shares.append((target[:, None] <= quantiles).mean(axis=0))
+    np.testing.assert_allclose(np.mean(shares, axis=0), levels, atol=0.1)
+
+
+def test_known_intervals_are_those_of_known_rows() -> None:
+    X, y = sites(500, 12)  # noqa: N806
+    X = X.drop(columns="season")  # noqa: N806
+    model = HeadRegressor(["site"], calibrate_by="site", **{**CALIBRATED, "max_epochs": 20})
+    half = X["site"].astype(int) < 8
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UnseenCategoryWarning)
+        model.fit(X[half], y[half], eval_set=(X, y))  # a third of the rows to stop by are of sites not trained on
+        known = np.subtract(*model.predict_interval(X[half], 0.8)[::-1]).mean()
+        unknown = np.subtract(*model.predict_interval(X[~half], 0.8)[::-1]).mean()
+    low, high = model.predict_interval(X[half], 0.8)
+    assert np.mean((low <= y[half]) & (y[half] <= high)) < 0.95
+    assert unknown > 1.5 * known
+
+
+def test_missing_labels_are_no_environment() -> None:
+    X, y = sites(400, 8)  # noqa: N806
+    X = X.drop(columns="season")  # noqa: N806
+    X.loc[::4, "site"] = None
+    model = HeadRegressor(["site"], calibrate_by="site", **{**CALIBRATED, "max_epochs": 3}).fit(X, y)
+    assert model._model.intervals.environments == (8,)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"calibrate_by": "site"}, "calibrate_by calibrates predicted quantiles, and loss='huber'"),
         ({"calibrate_by": "site", "loss": "quantile", "quantiles": (0.1, 0.5, 0.8)}, "pairs"),
+        ({"calibrate_by": ["site", "site"], "loss": "quantile"}, "calibrate_by must name each column once"),
+        ({"calibrate_by": "site", "loss": "quantile", "validation_by": "site"}, "validation_by gives others"),
+        ({"loss": "quantile", "quantiles": (0.8, 0.9)}, "spreads quantiles around the median, which the levels"),
         ({"calibrate_by": "x", "loss": "quantile"}, "calibrate_by names .'x'., which are not among categories"),
         ({"calibrate_by": "site", "loss": "quantile", "early_stopping": False}, "calibrate_by needs rows held back"),
         ({"shrinkage": "empirical_bayes", "normalize_by": ["site"]}, "shrinkage empirical_bayes is for method moments"),
@@ -177,3 +218,16 @@ def test_arguments_are_refused(options: dict[str, Any], message: str) -> None:
     X, y = sites()  # noqa: N806
     with pytest.raises(ValueError, match=message):
         HeadRegressor(["site", "season"], **{**QUICK, **options}).fit(X, y)
+
+
+def test_what_a_mixed_model_and_a_calibration_cannot_go_on_with() -> None:
+    X, y = sites()  # noqa: N806
+    with pytest.raises(ValueError, match="warm_start cannot go on from a mixed model"):
+        HeadRegressor(["site"], warm_start=True, **QUICK).fit(X.drop(columns="season"), y).fit(
+            X.drop(columns="season"), y
+        )
+    calibrated = HeadRegressor(["site", "season"], calibrate_by="site", loss="quantile", **QUICK)
+    with pytest.raises(ValueError, match="sample_weight gives others"):
+        calibrated.fit(X, y, sample_weight=np.ones(len(y)))
+    with pytest.raises(ValueError, match="needs at least 2 categories of 'site', to leave one out, got 1"):
+        calibrated.fit(X.assign(site="a"), y)
