@@ -17,7 +17,6 @@ from reghead.cli._schema import Schema, to_part
 from reghead.cli._tables import Table, open_table
 from reghead.estimators._model import TableModel
 from reghead.estimators._part import Part
-from reghead.functional import nearest_level
 
 
 def run(args: argparse.Namespace) -> None:
@@ -134,7 +133,8 @@ def prediction_columns(schema: Schema, levels: Sequence[Sequence[float]]) -> lis
 
 def _predictions(saved: SavedRun, names: Sequence[str], frame: DataFrame, part: Part, first: int) -> DataFrame:
     """One row for each row of ``frame``, with the columns ``names``."""
-    preds = saved.model.predict(part).double().numpy()
+    preds = saved.model.predict(part)
+    points = saved.model.point(preds)
     id_column, all_levels = saved.schema.id_column, saved.model.config.head.quantiles
     columns: list[object] = []
     if id_column is not None and id_column in frame.columns:
@@ -143,10 +143,6 @@ def _predictions(saved: SavedRun, names: Sequence[str], frame: DataFrame, part: 
         names = ["row", *names[1:]]
         columns.append(np.arange(first + 1, first + 1 + len(frame)))
     for d, levels in enumerate(saved.model.trained_levels()):
-        if all_levels is None:
-            columns.append(preds[:, d])
-            continue
-        candidates = levels or all_levels  # a point loss trains the slot nearest the median
-        columns.append(preds[:, d, all_levels.index(candidates[nearest_level(candidates)])])
-        columns += [preds[:, d, all_levels.index(level)] for level in levels]
+        columns.append(points[:, d].numpy())
+        columns += [preds[:, d, (all_levels or ()).index(level)].numpy() for level in levels]
     return need("pandas").DataFrame(dict(zip(names, columns, strict=True)))
