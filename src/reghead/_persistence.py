@@ -7,7 +7,7 @@ safetensors both accept, so nothing is ever unpickled, and a ``state_dict`` alon
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -144,6 +144,40 @@ class SelfDescribing(nn.Module, ABC):
         except Exception as error:  # safetensors raises a class of its own, which is no ValueError
             raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
         return cls.from_state_dict(state_dict)
+
+
+class SelfDescribingStatistics(SelfDescribing):
+    """A self-describing module of buffers whose digits count and whose sizes the data decide."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # float32 counts stop at 16,777,216, and an offset that a cast rounds down no longer covers: follow the device,
+        # not the dtype.
+        def move(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        super()._apply(move, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def _present(self, state_dict: Mapping[str, Any], prefix: str, names: Sequence[str]) -> dict[str, Tensor]:
+        """Those of the buffers ``names`` that ``state_dict`` has, once it was found to be that of such a module."""
+        if prefix + EXTRA_STATE in state_dict:
+            self.set_extra_state(state_dict[prefix + EXTRA_STATE])  # refuse before anything is overwritten
+        return {name: state_dict[prefix + name] for name in names if prefix + name in state_dict}
+
+    def _resize(self, state: Mapping[str, Tensor]) -> None:
+        """Give buffers the sizes of what is to be loaded into them."""
+        for name, tensor in state.items():
+            setattr(self, name, getattr(self, name).new_empty(tensor.shape))
+
+
+def refuse_a_part(present: Mapping[str, Tensor], prefix: str, names: Sequence[str]) -> None:
+    """Raise if only some of the buffers ``names`` are present: statistics belong together."""
+    if 0 < len(present) < len(names):
+        lacking = ", ".join(prefix + name for name in names if name not in present)
+        raise ValueError(
+            f"the state_dict has only a part of the statistics, and nothing was loaded; it lacks {lacking}"
+        )
 
 
 def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any], keys: list[str]) -> str:

@@ -1,7 +1,7 @@
 """Offsets per category as buffers: how they are adopted, loaded and looked up, and what an interval is made of."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal, Self, TypeAlias
 
 import torch
@@ -18,7 +18,7 @@ from reghead._checks import (
     check_shape,
     reads_values,
 )
-from reghead._persistence import EXTRA_STATE, SelfDescribing
+from reghead._persistence import SelfDescribingStatistics
 from reghead._reduction import trailing
 from reghead._typing import Categories
 from reghead.calibration._pooling import pooled_quantiles
@@ -30,7 +30,7 @@ Unseen: TypeAlias = Literal["parent", "infinite"]
 """The interval of a category without calibration rows: that of all rows, or an infinite one."""
 
 
-class ConformalTable(SelfDescribing):
+class ConformalTable(SelfDescribingStatistics):
     """Conformal quantiles of scores, one row per category; row 0 is for rows of no known category.
 
     Buffers: ``group_keys`` ``(K,)``, sorted, 0 first; ``count``, the calibration rows behind each, ``(K, D)``; and
@@ -282,24 +282,12 @@ class ConformalTable(SelfDescribing):
         state = f"{len(self.group_keys) - 1} categories" if self.is_conformalized else "not conformalized"
         return ", ".join([*(f"{name}={value!r}" for name, value in self._describe().items()), state])
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        # An offset that a cast rounds down no longer covers: follow the device, not the dtype.
-        def move(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
-
-        super()._apply(move, recurse)  # type: ignore[no-untyped-call]
-        return self
-
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         """Take the sizes of what is loaded: D and the number of categories are not known before."""
-        if prefix + EXTRA_STATE in state_dict:
-            self.set_extra_state(state_dict[prefix + EXTRA_STATE])  # refuse before anything is overwritten
-        present = {name: state_dict[prefix + name] for name in self._STATE if prefix + name in state_dict}
+        present = self._present(state_dict, prefix, self._STATE)
         if len(present) == len(self._STATE):  # else torch says which are missing
             self._check_state(present)
-            for name, tensor in present.items():
-                setattr(self, name, getattr(self, name).new_empty(tensor.shape))
+            self._resize(present)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def _check_state(self, state: Mapping[str, Tensor]) -> None:

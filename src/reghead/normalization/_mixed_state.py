@@ -1,13 +1,13 @@
 """The sums and the solution of a mixed model as buffers: how they are adopted, moved, loaded and looked up."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from reghead._checks import check_ids, check_prefix
-from reghead._persistence import EXTRA_STATE, SelfDescribing
+from reghead._persistence import SelfDescribingStatistics, refuse_a_part
 from reghead._typing import Categories
 from reghead.normalization._mixed_layout import EffectLayout
 from reghead.normalization._mixed_rows import Scaling
@@ -29,7 +29,7 @@ _DIMS = dict.fromkeys(_STATE, 2) | {
 }
 
 
-class MixedState(SelfDescribing):
+class MixedState(SelfDescribingStatistics):
     """Sums of the rows, variance components, effects, and the prediction that follows from them.
 
     The sums allow more rows to be added. The solution is kept beside them, not recomputed, so that a loaded module
@@ -252,29 +252,13 @@ class MixedState(SelfDescribing):
             ids.to(torch.int64)[(..., *(None,) * (len(lead) - ids.ndim))].expand(lead).reshape(-1) for ids in columns
         ]
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        # float32 counts stop at 16,777,216, and sums of squares need all digits: follow the device, not the dtype.
-        def move(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
-
-        super()._apply(move, recurse)  # type: ignore[no-untyped-call]
-        return self
-
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         """Take the sizes of what is loaded: those of the data are not known before a fit."""
-        if prefix + EXTRA_STATE in state_dict:
-            self.set_extra_state(state_dict[prefix + EXTRA_STATE])  # refuse before anything is overwritten
-        present = {name: state_dict[prefix + name] for name in _STATE if prefix + name in state_dict}
-        if 0 < len(present) < len(_STATE):
-            lacking = ", ".join(prefix + name for name in _STATE if name not in present)
-            raise ValueError(
-                f"the state_dict has only a part of the statistics, and nothing was loaded; it lacks {lacking}"
-            )
+        present = self._present(state_dict, prefix, _STATE)
+        refuse_a_part(present, prefix, _STATE)
         if present:
             self._check_shapes(present)
-            for name, tensor in present.items():
-                setattr(self, name, getattr(self, name).new_empty(tensor.shape))
+            self._resize(present)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def _check_shapes(self, state: Mapping[str, Tensor]) -> None:

@@ -1,7 +1,7 @@
 """The statistics of a normalizer as buffers: how they are adopted, moved, loaded and looked up."""
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, Self
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from reghead._checks import check_ids, check_prefix, reads_values
-from reghead._persistence import EXTRA_STATE, SelfDescribing
+from reghead._persistence import SelfDescribingStatistics, refuse_a_part
 from reghead._typing import Categories
 from reghead._warnings import UnseenCategoryWarning
 from reghead.categories import GroupStatistics
@@ -51,7 +51,7 @@ def refuse_empty_column(column: int) -> NoReturn:
     )
 
 
-class CellStatistics(SelfDescribing):
+class CellStatistics(SelfDescribingStatistics):
     """Moments of cells, what is estimated from them, and the lookup of a row's cell.
 
     The moments allow more rows to be merged; the estimates are kept beside them, not recomputed, so that a loaded
@@ -212,29 +212,13 @@ class CellStatistics(SelfDescribing):
             stacklevel=stacklevel,
         )
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        # float32 counts stop at 16,777,216, and bfloat16 cannot tell 1000 from 1003: follow the device, not the dtype.
-        def move(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
-
-        super()._apply(move, recurse)  # type: ignore[no-untyped-call]
-        return self
-
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         """Take the sizes of what is loaded: D and the number of cells are not known before a fit."""
-        if prefix + EXTRA_STATE in state_dict:
-            self.set_extra_state(state_dict[prefix + EXTRA_STATE])  # refuse before anything is overwritten
-        present = {name: state_dict[prefix + name] for name in _STATE if prefix + name in state_dict}
-        if 0 < len(present) < len(_STATE):
-            lacking = ", ".join(prefix + name for name in _STATE if name not in present)
-            raise ValueError(
-                f"the state_dict has only a part of the statistics, and nothing was loaded; it lacks {lacking}"
-            )
+        present = self._present(state_dict, prefix, _STATE)
+        refuse_a_part(present, prefix, _STATE)
         if present:
             self._check_shapes(present)
-            for name, tensor in present.items():
-                setattr(self, name, getattr(self, name).new_empty(tensor.shape))
+            self._resize(present)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         if present:
             self._refresh()
