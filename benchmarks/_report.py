@@ -15,7 +15,11 @@ BASELINES = ("mean", "additive")
 
 
 def table(rows: Rows) -> pd.DataFrame:
-    """A line per data set, kind of split and method; ratios are paired, with their 95 % bands."""
+    """A line per data set, kind of split and method; ratios are paired, with their 95 % bands.
+
+    ``skill`` is of the RMSE against the mean of the training target. Coverage is told apart by what training has seen
+    of a row's location and season, as a split may mix the kinds.
+    """
     lines = []
     for (data, kind), row in rows.items():
         peers = [name for name in row.methods if not _is_ours(name)]
@@ -24,9 +28,12 @@ def table(rows: Rows) -> pd.DataFrame:
             line: dict[str, object] = {"data": data, "split": kind, "method": method, "rmse": row.rmse(method)}
             line["nrmse"] = row.value(method, "nrmse")
             line |= _ratio("nrmse_to_best_peer", row, method, best, "nrmse")
+            line["skill"] = float(row.skill(method)[0])
+            line["skill_low"], line["skill_high"] = band(row.skill(method))
             line["pinball"] = row.value(method, "pinball")
             line["coverage"] = row.value(method, "coverage")
             line["coverage_low"], line["coverage_high"] = band(row.draws(method, "coverage"))
+            line |= {f"coverage_{of.replace(' ', '_')}": share for of, share in row.coverage_by_kind(method).items()}
             line["worst_category_coverage"] = row.worst_coverage(method)
             line["interval_score"] = row.value(method, "interval_score")
             line |= _ratio("interval_score_to_lightgbm", row, method, "lightgbm", "interval_score")
@@ -120,7 +127,7 @@ def _is_ours(method: str) -> bool:
 def markdown(rows: Rows) -> str:
     """The table and the summaries as a page."""
     short = table(rows)
-    for name, digits in {"nrmse_to_best_peer": 3, "coverage": 2, "interval_score_to_lightgbm": 3}.items():
+    for name, digits in {"nrmse_to_best_peer": 3, "skill": 2, "coverage": 2, "interval_score_to_lightgbm": 3}.items():
         values = zip(short[name], short.pop(f"{name}_low"), short.pop(f"{name}_high"), strict=True)
         short[name] = [
             "" if np.isnan(v) else f"{v:.{digits}f} ({a:.{digits}f} to {b:.{digits}f})" for v, a, b in values

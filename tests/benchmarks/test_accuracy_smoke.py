@@ -67,7 +67,9 @@ def test_the_command_writes_one_table_and_runs_nothing_twice(tmp_path, monkeypat
     assert list(scores.columns) == [
         *("data", "split", "method", "rmse", "nrmse"),
         *("nrmse_to_best_peer", "nrmse_to_best_peer_low", "nrmse_to_best_peer_high"),
-        *("pinball", "coverage", "coverage_low", "coverage_high", "worst_category_coverage", "interval_score"),
+        *("skill", "skill_low", "skill_high", "pinball", "coverage", "coverage_low", "coverage_high"),
+        *("coverage_seen", "coverage_unseen_combination", "coverage_unseen_category"),
+        *("worst_category_coverage", "interval_score"),
         *("interval_score_to_lightgbm", "interval_score_to_lightgbm_low", "interval_score_to_lightgbm_high"),
         *("seconds", "clusters"),
     ]
@@ -75,6 +77,8 @@ def test_the_command_writes_one_table_and_runs_nothing_twice(tmp_path, monkeypat
     peers = scores[scores["method"] != "reghead"]
     assert (peers.groupby("split")["nrmse_to_best_peer"].min() == 1.0).all()
     known = scores[scores["split"] == "random"].set_index("method")
+    assert known.loc["mean", "skill"] == pytest.approx(0.0, abs=0.05)
+    assert known["skill"].drop("mean").gt(0.4).all()
     assert known["nrmse"].drop("mean").lt(0.6).all()  # features explain most of a penguin's mass
     assert known.loc["mean", "nrmse"] == pytest.approx(1.0, abs=0.2)
     accuracy.main(asked)
@@ -178,6 +182,37 @@ def test_the_worst_category_needs_25_rows_over_the_folds(small):
     )
     runs = [run_of("m", few, Prediction(prediction.point[:24], prediction.quantiles[:24]), seed) for seed in (0, 1)]
     assert np.isnan(_score.Row(runs).worst_coverage("m"))  # two seeds don't make 24 rows 48
+
+
+def test_coverage_is_told_apart_by_what_training_has_seen(small):
+    """A split that mixes them: intervals hold the target where the combination was seen, and nowhere else."""
+    fold = fold_of(small, "random")
+    train, test = fold.train.features, fold.test.features
+    cell = test["place"] + "/" + test["season"]
+    kept = ((train["place"] + "/" + train["season"]) != cell[0]) & (train["place"] != "4")
+    lacking = replace(fold, train=_data.Part(train[kept].reset_index(drop=True), fold.train.target[kept]))
+    kind = np.where(test["place"] == "4", "unseen category", np.where(cell == cell[0], "unseen combination", "seen"))
+    assert set(kind) == set(_score.NOVELTIES)
+    assert _score.kinds(lacking).tolist() == kind.tolist()
+    by = np.where(kind == "seen", 0.5, 5.0)
+    row = _score.Row([run_of("m", lacking, shifted(fold.test.target, by), seed) for seed in (0, 1)])
+    assert row.coverage_by_kind("m") == {"seen": 1.0, "unseen combination": 0.0, "unseen category": 0.0}
+    whole = _score.Row([run_of("m", fold, shifted(fold.test.target, 0.5))]).coverage_by_kind("m")
+    assert whole["seen"] == 1.0
+    assert np.isnan([whole["unseen combination"], whole["unseen category"]]).all()
+
+
+def test_skill_is_against_the_mean_of_the_training_target(small):
+    fold = fold_of(small, "random")
+    mean = np.full(len(fold.test.target), fold.train.target.mean())
+    error = np.sqrt(np.mean((fold.test.target - mean) ** 2))
+    rows = _score.Row([run_of("mean", fold, exactly(mean)), run_of("m", fold, shifted(fold.test.target, error / 4))])
+    assert rows.skill("mean") == pytest.approx(0.0, abs=1e-12)
+    assert rows.skill("m")[0] == pytest.approx(0.75)
+    table = _report.table({("small", "random"): rows}).set_index("method")
+    low, value, high = table.loc["m", ["skill_low", "skill", "skill_high"]]
+    assert value == pytest.approx(0.75)
+    assert low <= value <= high
 
 
 def test_splits_hold_out_what_they_say(small):

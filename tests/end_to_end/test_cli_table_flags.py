@@ -154,6 +154,7 @@ def test_the_report_is_by_the_combinations_that_are_asked_for(cli: Cli) -> None:
 def test_everything_is_written_to_the_folder_that_is_named(cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
     trained = cli.train(f"{COLUMNS} --max-epochs 2")
     files = {"model.safetensors", "model.safetensors.json", "config.json", "run.json", "history.csv"}
+    files |= {"reference.safetensors", "reference.safetensors.json"}
     scores = {"metrics.json", "per_category.csv"}
     assert {file.name for file in trained.folder.iterdir()} == files | scores
     capsys.readouterr()

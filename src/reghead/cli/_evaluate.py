@@ -12,9 +12,10 @@ from reghead.cli._errors import InputError
 from reghead.cli._files import check_inputs_stay, data_fingerprint, library_fingerprint, write_json
 from reghead.cli._parts import TableParts
 from reghead.cli._predict import UnseenLabels, open_rows, report_unmatched
+from reghead.cli._reference import REFERENCE, load_reference
 from reghead.cli._run_directory import RESULT, RunDirectory
 from reghead.cli._saved import FORMAT, load_run
-from reghead.cli._scoring import groupings, report_of, score_rows, write_report
+from reghead.cli._scoring import cardinalities_of, groupings, report_of, score_rows, write_report
 
 PART = "evaluation"
 
@@ -28,6 +29,9 @@ def run(args: argparse.Namespace) -> None:
         check_inputs_stay(args.output_dir, {"FOLDER": args.model, "TABLE": args.table, "--metadata": args.metadata})
         folder = RunDirectory(args.output_dir, kind="evaluation", overwrite=bool(args.overwrite))
     saved = load_run(Path(args.model), args.device or "cpu")
+    model = saved.model
+    sizes = cardinalities_of(model), model.config.head.quantiles, len(model.outputs)
+    reference = load_reference(Path(args.model), *sizes)
     table = open_rows(args, saved)
     report_unmatched(table)
     by = groupings(args.report_by, saved.schema.categories, table)
@@ -36,7 +40,13 @@ def run(args: argparse.Namespace) -> None:
         unseen.count(part)
     scored = score_rows(saved.model, parts, by)
     assert scored is not None  # this process is the first
-    report = report_of(saved.model, {PART: scored}, by)
+    report = report_of(saved.model, {PART: scored}, by, reference)
+    if reference is None:
+        print(
+            f"reghead: warning: {args.model} has no {REFERENCE}, so that nothing is told of what training has seen, "
+            "and nothing compared with baselines; train again",
+            file=sys.stderr,
+        )
     for message in unseen.messages():
         print(f"reghead: warning: {message}", file=sys.stderr)
     problems: list[str] = []

@@ -14,13 +14,14 @@ from reghead.categories import CategoryEncoder
 from reghead.cli._report import Scored, cell_name, own_predictions
 from reghead.functional import expert_utilization
 from reghead.heads import RegressionHead
-from reghead.metrics import category_report
+from reghead.metrics import NOVELTIES, category_report
 from reghead.nn import MLP, FiLM
 from reghead.plots import (
     plot_calibration,
     plot_coverage,
     plot_effects,
     plot_history,
+    plot_pit,
     plot_predictions,
     plot_utilization,
 )
@@ -55,8 +56,9 @@ def draw_figures(
 ) -> list[str]:
     """Draw every figure that the model has something for into ``folder``.
 
-    ``predictions.png``, and where there are levels ``calibration.png`` and ``coverage.png``: of an output each where
-    there are several (``predictions_pH.png``), and of a further grouping each (``coverage_season.png``).
+    ``predictions.png``, and where there are levels ``calibration.png``, ``pit.png`` and ``coverage.png``: of an output
+    each where there are several (``predictions_pH.png``), and of a further grouping each (``coverage_season.png``).
+    ``coverage_novelty.png`` tells rows apart by what training has seen of them, where they differ in it.
     ``training.png``, ``utilization.png``, and ``effects_<column>.png`` and ``film_<column>.png`` of each column.
 
     Args:
@@ -133,12 +135,17 @@ def _of_predictions(
         if own is None:
             continue
         yield f"calibration{suffix}", _calibration(preds, scored.target[:, d], own, _title(output, part))
+        yield f"pit{suffix}", _pit(preds, scored.target[:, d], own, _title(output, part))
         if len(own) == 1:
             continue
         for columns, labels in zip(by, names, strict=True):
             further = "" if columns is by[0] else f"_{'_'.join(columns)}"
             title = f"{_title(output, part)} by {', '.join(columns)}"
             yield f"coverage{suffix}{further}", _coverage(preds, scored.target[:, d], own, labels, title)
+        if scored.novelty is not None and len(torch.unique(scored.novelty)) > 1:
+            kinds = [NOVELTIES[kind] for kind in scored.novelty.tolist()]
+            title = f"{_title(output, part)} by what training has seen"
+            yield f"coverage{suffix}_novelty", _coverage(preds, scored.target[:, d], own, kinds, title)
 
 
 def _predictions(
@@ -156,6 +163,14 @@ def _calibration(preds: Tensor, target: Tensor, levels: tuple[float, ...], title
     def draw(figure: "matplotlib.figure.Figure") -> None:
         figure.set_size_inches(5.2, 5.4)
         plot_calibration(preds, target, levels, ax=figure.subplots())
+        _set_title(figure, title)
+
+    return draw
+
+
+def _pit(preds: Tensor, target: Tensor, levels: tuple[float, ...], title: str) -> Draw:
+    def draw(figure: "matplotlib.figure.Figure") -> None:
+        plot_pit(preds, target, levels, ax=figure.subplots())
         _set_title(figure, title)
 
     return draw

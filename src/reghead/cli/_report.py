@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from reghead._optional import import_optional
+from reghead.cli._reference import MEAN, MEDIAN, QUANTILES, Reference
 from reghead.functional import nearest_level
-from reghead.metrics import CategoryReport, category_report
+from reghead.metrics import CategoryReport, category_report, skill
+from reghead.metrics._report import METRICS
 
 if TYPE_CHECKING:
     import rich.console
@@ -29,6 +31,18 @@ INTERVAL = {
     "crossing": "crossing",
 }
 WORST = {"count": "count", "rmse": "RMSE", "mae": "MAE", "bias": "bias", "coverage": "coverage"}
+NOVELTY = {
+    "count": "count",
+    "rmse": "RMSE",
+    "bias": "bias",
+    "coverage": "coverage",
+    "coverage_low": "from",
+    "coverage_high": "to",
+    "skill": "skill",
+}
+SKILL = {"rmse": "RMSE", "mae": "MAE", "pinball": "pinball", "interval_score": "score"}
+COMPARED = {MEDIAN: ("mae",), QUANTILES: ("pinball", "interval_score")}
+"""The scores that a baseline is made for; the others are means, for errors."""
 
 
 class Scored(NamedTuple):
@@ -38,6 +52,10 @@ class Scored(NamedTuple):
     target: Tensor  # (N, D); NaN is missing
     labels: Mapping[str, Sequence[object]]  # column -> N labels; None is unknown or missing
     weight: Tensor | None = None  # (N,)
+    ids: Mapping[str, Tensor] = {}  # categorical column of the model -> ids (N,)
+    novelty: Tensor | None = None  # (N,), as reghead.metrics.novelty gives it
+    novelty_of: Sequence[str] = ()  # the columns whose combinations it is about
+    baselines: Mapping[str, Tensor] = {}  # name -> predictions (N, D), or (N, D, Q) of the quantiles
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,16 +64,19 @@ class Report:
 
     Attributes:
         metrics: Part -> ``rows``, ``overall`` (output -> metrics), ``worst`` (grouping -> output -> the category with
-            the highest RMSE) and, with intervals, ``worst_coverage``, that with the lowest coverage. Ready for JSON:
-            what is not finite is None.
+            the highest RMSE) and, with intervals, ``worst_coverage``, that with the lowest coverage. With baselines
+            ``skill`` (output -> baseline -> score), and where it is known what training has seen ``novelty``, with its
+            ``columns``, and ``outputs`` (output -> kind of row -> metrics). Ready for JSON: what is not finite is None.
         rows: One flat row per part, grouping, output and category, all with the same keys; None where an output has
             no such metric, NaN where it is undefined.
         min_count: How many targets a category needs to be called the worst, where any has as many.
+        reference: The training rows in brief.
     """
 
     metrics: dict[str, Any]
     rows: list[dict[str, Any]]
     min_count: int
+    reference: Reference | None = None
 
     def print(self, console: "rich.console.Console", part: str) -> None:
         """Print the metrics of ``part``: those of each output, then the worst categories of each grouping."""
@@ -69,8 +90,38 @@ class Report:
         quantiles = [row for row in overall if "pinball" in row]
         if quantiles:
             console.print(_table(quantiles, ["output"], INTERVAL))
+        self._print_novelty(console, part)
+        self._print_skill(console, part)
         for grouping in dict.fromkeys(row["grouping"] for row in self.rows if row["part"] == part):
             self._print_worst(console, part, grouping, list(metrics["overall"]))
+
+    def _print_novelty(self, console: "rich.console.Console", part: str) -> None:
+        metrics = self.metrics[part]
+        if "novelty" not in metrics:
+            return
+        rows = []
+        for output, kinds in metrics["novelty"]["outputs"].items():
+            whole = {"all": {**metrics["overall"][output], "skill": metrics.get("skill", {}).get(output, {})}}
+            for kind, row in ({**whole, **kinds} if len(kinds) > 1 else kinds).items():
+                shares = {"skill": row["skill"].get(MEAN, {}).get("rmse")}
+                shares |= {name: row[name] for name in ("coverage_low", "coverage_high") if name in row}
+                short = {name: None if v is None else f"{v:.2f}" for name, v in shares.items()}
+                rows.append({**row, **short, "output": output, "rows": kind})
+        title = f"by what training has seen of {', '.join(metrics['novelty']['columns'])}"
+        banded = "; from, to: 95 % band of the coverage" if any("coverage" in row for row in rows) else ""
+        skilled = (
+            "; skill: of the RMSE, against the training mean" if any(row["skill"] is not None for row in rows) else ""
+        )
+        console.print(f"{title}{banded}{skilled}", highlight=False, markup=False)
+        console.print(_table(rows, ["rows"] if len(metrics["overall"]) == 1 else ["output", "rows"], NOVELTY))
+
+    def _print_skill(self, console: "rich.console.Console", part: str) -> None:
+        found = self.metrics[part].get("skill", {})
+        rows = [{"output": o, "baseline": b, **row} for o, named in found.items() for b, row in named.items()]
+        if rows:
+            text = "skill against the training rows' own: 1 is perfect, 0 no better than the baseline"
+            console.print(text, highlight=False, markup=False)
+            console.print(_table(rows, ["baseline"] if len(found) == 1 else ["output", "baseline"], SKILL))
 
     def _print_worst(self, console: "rich.console.Console", part: str, grouping: str, outputs: list[str]) -> None:
         here = [row for row in self.rows if row["part"] == part and row["grouping"] == grouping]
@@ -90,6 +141,11 @@ class Report:
             title = f"by {grouping}, the highest RMSE{each} among {total} categories{few}"
         console.print(title, highlight=False, markup=False)
         console.print(_table(rows, ["category"] if len(outputs) == 1 else ["output", "category"], WORST))
+        for output, worst in self.metrics[part].get("worst_coverage", {}).get(grouping, {}).items():
+            of = f" of {_printable(output)}" if len(outputs) > 1 else ""
+            covered, low, high = (format_number(worst[name]) for name in ("coverage", "coverage_low", "coverage_high"))
+            text = f"lowest coverage{of}: {covered}, 95 % band {low} to {high}, in {_printable(worst['category'])}"
+            console.print(text, highlight=False, markup=False)
 
 
 def make_report(
@@ -117,9 +173,13 @@ def make_report(
         overall: dict[str, Any] = {}
         worst: dict[str, Any] = {}
         worst_coverage: dict[str, Any] = {}
+        compared: dict[str, Any] = {}
+        novelty: dict[str, Any] = {}
         for d, output in enumerate(outputs):
-            everyone = {"everyone": torch.zeros(len(data.target), dtype=torch.int64)}
-            overall[output] = _finite(_metrics(_report(data, d, levels[d], all_levels, everyone).overall[0]))
+            whole, *kinds = _by_novelty(data, d, levels[d], all_levels)
+            compared[output] = whole.pop("skill")
+            overall[output] = _finite(whole)
+            novelty[output] = {row.pop("novelty"): _finite(row) for row in kinds}
         for columns in by:
             grouping = ",".join(columns)
             # Under neutral names: a column may be called as a metric is.
@@ -139,8 +199,12 @@ def make_report(
         metrics[part] = {"rows": len(data.target), "overall": overall, "worst": worst}
         if worst_coverage:
             metrics[part]["worst_coverage"] = worst_coverage
+        if data.baselines:
+            metrics[part]["skill"] = compared
+        if data.novelty is not None:
+            metrics[part]["novelty"] = {"columns": list(data.novelty_of), "outputs": novelty}
     present = {name for row in rows for name in row}
-    order = [name for name in ("part", "grouping", "category", "output", *POINT, *INTERVAL) if name in present]
+    order = [name for name in ("part", "grouping", "category", "output", *METRICS) if name in present]
     return Report(metrics, [{name: row.get(name) for name in order} for row in rows], min_count)
 
 
@@ -161,6 +225,28 @@ def cell_name(labels: Sequence[object]) -> str:
     return " / ".join(MISSING if label is None else str(label) for label in labels)
 
 
+def _by_novelty(
+    data: Scored, output: int, levels: Sequence[float], all_levels: Sequence[float] | None
+) -> list[dict[str, Any]]:
+    """Metrics and skill of all rows, and then of each kind that training has seen as much of."""
+    everyone = {"everyone": torch.zeros(len(data.target), dtype=torch.int64)}
+
+    def rows(preds: Tensor, levels: Sequence[float], all_levels: Sequence[float] | None) -> list[dict[str, Any]]:
+        report = _report(data._replace(preds=preds), output, levels, all_levels, everyone)
+        return [{**row, "skill": {}} for row in (*report.overall, *report.novelty)]
+
+    found = rows(data.preds, levels, all_levels)
+    for name, preds in data.baselines.items():
+        if name == QUANTILES and not levels:
+            continue
+        baseline = rows(preds, levels, all_levels) if name == QUANTILES else rows(preds, (), None)
+        scores = [score for score in COMPARED.get(name, ("rmse", "mae")) if score in found[0]]
+        for own, other in zip(found, baseline, strict=True):
+            values = skill(*(torch.tensor([row[s] for s in scores], dtype=torch.float64) for row in (own, other)))
+            own["skill"][name] = _finite(dict(zip(scores, values.tolist(), strict=True)))
+    return [{name: row[name] for name in ("novelty", *METRICS, "skill") if name in row} for row in found]
+
+
 def _report(
     data: Scored,
     output: int,
@@ -170,11 +256,12 @@ def _report(
 ) -> CategoryReport:
     preds, quantiles = own_predictions(data.preds, output, levels, all_levels)
     target = data.target[:, output]
-    return category_report(preds, target, labels, quantiles=quantiles, weight=data.weight, nan_policy="omit")
+    options: dict[str, Any] = {"novelty": data.novelty, "weight": data.weight, "nan_policy": "omit"}
+    return category_report(preds, target, labels, quantiles=quantiles, **options)
 
 
 def _metrics(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: row[name] for name in (*POINT, *INTERVAL) if name in row}
+    return {name: row[name] for name in METRICS if name in row}
 
 
 def _finite(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -209,7 +296,7 @@ def _table(rows: Sequence[Mapping[str, Any]], names: Sequence[str], metrics: Map
     for row in rows:
         # As Text, which reads no markup: a label may be "[red]".
         texts = [rich_text.Text(_printable(row[name])) for name in names]
-        table.add_row(*texts, *(format_number(row.get(name)) for name in shown))
+        table.add_row(*texts, *(_format(row.get(name)) for name in shown))
     return table
 
 
@@ -217,6 +304,10 @@ def _printable(name: str) -> str:
     """``name`` on one line, without control characters, and cut in its middle where it is very long."""
     text = "".join(c if c.isprintable() else " " for c in name)
     return text if len(text) <= WIDEST_NAME else f"{text[: WIDEST_NAME - 21]}...{text[-18:]}"
+
+
+def _format(value: str | float | None) -> str:
+    return value if isinstance(value, str) else format_number(value)
 
 
 def format_number(value: float | None) -> str:

@@ -11,6 +11,8 @@ from reghead._reduction import counted_cells, trailing
 from reghead._typing import NanPolicy, Quantiles
 from reghead.categories import Vocabulary
 from reghead.functional import nearest_level
+from reghead.metrics._binomial import binomial_interval
+from reghead.metrics._novelty import NOVELTIES
 from reghead.metrics._point import explained_share
 
 METRICS = (
@@ -22,6 +24,8 @@ METRICS = (
     "pinball",
     "confidence_level",
     "coverage",
+    "coverage_low",
+    "coverage_high",
     "width",
     "interval_score",
     "crossing",
@@ -35,11 +39,16 @@ class CategoryReport(NamedTuple):
         categories: One row per category and output.
         overall: One row per output, over all rows of the data.
         worst: One row per output: that of the category with the highest RMSE.
+        worst_coverage: One row per output: that of the category with the lowest coverage; none without an interval.
+        novelty: One row per kind in :data:`NOVELTIES` that occurs, which it has as ``novelty``, and output; none
+            without the argument of that name.
     """
 
     categories: list[dict[str, Any]]
     overall: list[dict[str, Any]]
     worst: list[dict[str, Any]]
+    worst_coverage: list[dict[str, Any]]
+    novelty: list[dict[str, Any]]
 
 
 def category_report(
@@ -49,6 +58,7 @@ def category_report(
     *,
     quantiles: Quantiles | None = None,
     outputs: Sequence[str] | None = None,
+    novelty: Tensor | None = None,
     min_count: int = 1,
     weight: Tensor | None = None,
     mask: Tensor | None = None,
@@ -65,9 +75,11 @@ def category_report(
     * with quantiles, ``pinball``, the mean over the levels of the pinball loss
       (:func:`~reghead.functional.pinball_loss`);
     * with two or more quantiles, of the interval between the outermost: ``confidence_level`` (what it should cover),
-      ``coverage``, ``width`` and ``interval_score`` (width plus a penalty for each target outside, in proportion to
-      how far: Gneiting and Raftery, "Strictly Proper Scoring Rules, Prediction, and Estimation", 2007, eq. 43, with
-      each end's own level), and ``crossing``, the share of predictions whose quantiles are out of order.
+      ``coverage`` with ``coverage_low`` and ``coverage_high``, between which the share of all such targets lies with
+      95 % confidence (:func:`binomial_interval` of the effective count, for independent targets), ``width`` and
+      ``interval_score`` (width plus a penalty for each target outside, in proportion to how far: Gneiting and Raftery,
+      "Strictly Proper Scoring Rules, Prediction, and Estimation", 2007, eq. 43, with each end's own level), and
+      ``crossing``, the share of predictions whose quantiles are out of order.
 
     A category in which nothing counts has ``count`` 0 and NaN elsewhere.
 
@@ -77,6 +89,8 @@ def category_report(
         categories: Column to ids of shape ``(*,)``, or to a sequence of B labels.
         quantiles: The Q levels, strictly increasing; ``None`` for point predictions.
         outputs: Names of the outputs; their indices if left out.
+        novelty: What :func:`novelty` returns for the rows: scores of rows that are new to the model are of another task
+            than scores of rows like those of training, and get rows of their own. Shape ``(*,)``.
         min_count: How many targets a category needs to be called the worst.
         weight: Non-negative weights, shape ``(*,)`` per row or ``(*, D)``.
         mask: True where a target counts. Shape ``(*,)`` or ``(*, D)``.
@@ -94,6 +108,9 @@ def category_report(
         [('A', 2, 0.0), ('B', 1, 3.0)]
         >>> report.worst[0]["location"], report.overall[0]["mae"]
         ('B', 1.0)
+        >>> report = category_report(preds, target, {"location": ["A", "A", "B"]}, novelty=torch.tensor([0, 2, 2]))
+        >>> [(row["novelty"], row["count"], row["mae"]) for row in report.novelty]
+        [('seen', 1, 0.0), ('unseen category', 2, 1.5)]
     """
     min_count = check_int("min_count", min_count)
     check_floating("preds", preds)
@@ -120,23 +137,52 @@ def category_report(
     share = torch.ones_like(y) if weight is None else rows(weight)
     present = torch.ones_like(y, dtype=torch.bool) if counted is None else rows(counted) != 0
     labels, group = _groups(categories, prefix)
+    kinds = None if novelty is None else _kinds(novelty, prefix)
     moments = _moments(q, y, levels)
-    columns = _summarise(moments, y, share, present, group, len(labels))
-    overall = _summarise(moments, y, share, present, torch.zeros_like(group), 1)
-    if levels is not None and len(levels) > 1:
-        for summary in (columns, overall):
+
+    def table(keys: Sequence[Mapping[str, object]], group: Tensor) -> list[dict[str, Any]]:
+        summary = _summarise(moments, y, share, present, group, len(keys))
+        if levels is not None and len(levels) > 1:
             summary["confidence_level"] = torch.full_like(summary["rmse"], round(levels[-1] - levels[0], 12))
-    table = [
-        {**dict(zip(categories, label, strict=True)), "output": name, **_row(columns, k, d)}
-        for k, label in enumerate(labels)
-        for d, name in enumerate(names)
-    ]
+        return [
+            {**key, "output": name, **_row(summary, k, d)} for k, key in enumerate(keys) for d, name in enumerate(names)
+        ]
+
+    own = table([dict(zip(categories, label, strict=True)) for label in labels], group)
+    split: list[dict[str, Any]] = []
+    if kinds is not None:
+        present_kinds, position = torch.unique(kinds, return_inverse=True)
+        split = table([{"novelty": NOVELTIES[kind]} for kind in present_kinds.tolist()], position)
+    return CategoryReport(
+        own,
+        table([{}], torch.zeros_like(group)),
+        _worst(own, names, min_count, "rmse"),
+        _worst(own, names, min_count, "coverage", sign=-1.0) if "coverage" in moments else [],
+        split,
+    )
+
+
+def _worst(
+    table: Sequence[dict[str, Any]], names: Sequence[object], min_count: int, metric: str, sign: float = 1.0
+) -> list[dict[str, Any]]:
     worst = []
     for name in names:
         candidates = [row for row in table if row["output"] == name and row["count"] >= min_count]
         # A NaN is worse than any number: it must not hide behind one.
-        worst += sorted(candidates, key=lambda row: (row["rmse"] != row["rmse"], row["rmse"]))[-1:]
-    return CategoryReport(table, [{"output": name, **_row(overall, 0, d)} for d, name in enumerate(names)], worst)
+        worst += sorted(candidates, key=lambda row: (row[metric] != row[metric], sign * row[metric]))[-1:]
+    return worst
+
+
+def _kinds(novelty: Tensor, prefix: Sequence[int]) -> Tensor:
+    """The novelty of each row, flat."""
+    check_prefix("novelty", novelty, "the rows of target", prefix)
+    kinds = trailing(novelty.detach().cpu(), len(prefix)).expand(prefix).reshape(-1)
+    if novelty.dtype != torch.int64 or ((kinds < 0) | (kinds >= len(NOVELTIES))).any():
+        raise ValueError(
+            f"novelty must hold torch.int64 from 0 to {len(NOVELTIES) - 1}, as reghead.metrics.novelty gives them, "
+            f"got {novelty.dtype}{f' from {kinds.min()} to {kinds.max()}' if kinds.numel() else ''}"
+        )
+    return kinds
 
 
 def _moments(q: Tensor, y: Tensor, levels: tuple[float, ...] | None) -> dict[str, Tensor]:
@@ -178,6 +224,11 @@ def _summarise(
     deviation = deviation - (total(share * deviation) / weight).index_select(0, group)
     summary["r2"] = explained_share(summary["rmse"], total(share * deviation.square()) / weight, mean)
     summary["rmse"] = summary["rmse"].sqrt()
+    if "coverage" in summary:
+        # As if each target weighed the same, with as much to say as these have.
+        effective = weight.square() / total(share.square())
+        covered = summary["coverage"] * effective
+        summary["coverage_low"], summary["coverage_high"] = binomial_interval(covered, effective)
     return summary
 
 

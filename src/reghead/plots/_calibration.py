@@ -1,7 +1,6 @@
 """How often targets are inside intervals and below quantiles, beside what chance allows."""
 
 import itertools
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,29 +10,12 @@ from torch import Tensor
 from reghead._checks import check_number, check_quantiles, check_shape
 from reghead._typing import Quantiles
 from reghead.metrics import CategoryReport, category_report, quantile_coverage
+from reghead.metrics._binomial import binomial_band
 from reghead.plots._axes import BAND, COLORS, Data, add_legend, as_tensor, height_of, make_axes, one_output, set_rows
 from reghead.plots._categories import choose, with_count
 
 if TYPE_CHECKING:
     import matplotlib.axes
-
-TAIL = 0.025
-
-
-def binomial_band(count: int, probability: float) -> tuple[float, float]:
-    """Between which shares of ``count`` independent events lies with 95 %: exact, from the binomial distribution."""
-    sd = (count * probability * (1.0 - probability)) ** 0.5
-    # What is 12 standard deviations away, or further, cannot be told from nothing, and counts may be in the millions.
-    first = max(0, int(count * probability - 12.0 * sd) - 12)
-    last = min(count, int(count * probability + 12.0 * sd) + 12)
-    events = torch.arange(first, last + 1, dtype=torch.float64)
-    others = count - events
-    ways = math.lgamma(count + 1.0) - torch.lgamma(events + 1.0) - torch.lgamma(others + 1.0)
-    below = (ways + events * math.log(probability) + others * math.log1p(-probability)).exp().cumsum(0)
-    # The sum ends at 1 but for rounding, and 1 - 0.025 is far from that rounding.
-    ends = torch.searchsorted(below, torch.tensor([TAIL, 1.0 - TAIL], dtype=torch.float64))
-    low, high = (events[ends] / count).tolist()
-    return low, high
 
 
 def plot_coverage(
@@ -86,7 +68,7 @@ def plot_coverage(
     band = ax.barh(height, widths, left=left, height=0.8, color=BAND, zorder=1)
     line = ax.axvline(level, color="black", linewidth=0.8, zorder=2)
     covered = [share for share, _ in shares]
-    points, texts = _scatter_by_chance(ax, covered, height, covered, bands, 24.0)
+    points, texts = scatter_by_chance(ax, covered, height, covered, bands, 24.0)
     set_rows(ax, names)
     ends = [end for pair in bands for end in pair] + covered
     ax.set_xlim(min(ends) - 0.03, max(ends) + 0.03)
@@ -147,14 +129,14 @@ def plot_calibration(
     band = ax.vlines(levels, low, high, color=BAND, linewidth=width, zorder=1)
     line = ax.axline((0.0, 0.0), slope=1.0, color="black", linewidth=0.8, zorder=2)
     size = min(5.3, 0.6 * width) ** 2
-    points, texts = _scatter_by_chance(ax, levels, observed.tolist(), observed.tolist(), bands, size)
+    points, texts = scatter_by_chance(ax, levels, observed.tolist(), observed.tolist(), bands, size)
     ax.set(xlim=(0.0, 1.0), ylim=(0.0, 1.0), aspect="equal")
     ax.set(xlabel="level", ylabel=f"share of {count:,} targets at or below the quantile")
     add_legend(ax, [line, band, *points], ["calibrated", "95 % by chance", *texts], loc="upper left")
     return ax
 
 
-def _scatter_by_chance(
+def scatter_by_chance(
     ax: "matplotlib.axes.Axes",
     x: Sequence[float],
     y: Sequence[float],

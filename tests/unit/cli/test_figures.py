@@ -97,6 +97,7 @@ def test_each_part_of_a_model_has_its_figures(tmp_path: Path) -> None:
     assert files(tmp_path) == {
         "predictions.png",
         "calibration.png",
+        "pit.png",
         "coverage.png",
         "coverage_location_season.png",
         "training.png",
@@ -112,6 +113,7 @@ def test_several_outputs_have_figures_of_their_own_and_a_point_has_no_calibratio
     assert files(tmp_path) == {
         "predictions_pH.png",
         "calibration_pH.png",
+        "pit_pH.png",
         "coverage_pH.png",
         "predictions_salt_g.png",
     }
@@ -119,12 +121,12 @@ def test_several_outputs_have_figures_of_their_own_and_a_point_has_no_calibratio
 
 def test_one_level_is_calibrated_and_covers_nothing(tmp_path: Path) -> None:
     assert draw(tmp_path, draw_data(), levels=[(0.9,)], history={}) == []
-    assert files(tmp_path) == {"predictions.png", "calibration.png"}
+    assert files(tmp_path) == {"predictions.png", "calibration.png", "pit.png"}
 
 
 def test_no_grouping_is_predictions_without_categories(tmp_path: Path) -> None:
     assert draw(tmp_path, draw_data(), by=[], history={}) == []
-    assert files(tmp_path) == {"predictions.png", "calibration.png"}
+    assert files(tmp_path) == {"predictions.png", "calibration.png", "pit.png"}
 
 
 def test_what_cannot_be_drawn_is_said_and_the_rest_is_drawn(tmp_path: Path) -> None:
@@ -134,6 +136,7 @@ def test_what_cannot_be_drawn_is_said_and_the_rest_is_drawn(tmp_path: Path) -> N
     assert messages == [
         "predictions.png was not drawn: preds must not be NaN where target is known, got 1 rows",
         "calibration.png was not drawn: preds must not be NaN where target is known",
+        "pit.png was not drawn: preds must not be NaN where target is known",
         "coverage.png was not drawn: the coverage of 'lake' is NaN: a prediction, or a target not left out, is NaN",
     ]
     assert files(tmp_path) == {"training.png"}
@@ -320,6 +323,19 @@ def test_coverage_is_a_share_of_rows_whatever_they_weigh() -> None:
     figures["coverage"](figure)
     shares = [float(x) for c in figure.axes[0].collections for x, _ in c.get_offsets()]
     assert shares == [0.75]
+
+
+def test_rows_that_are_new_to_the_model_have_a_coverage_of_their_own(tmp_path: Path) -> None:
+    scored = draw_data()._replace(novelty=torch.arange(30) % 5 % 3)
+    figures = dict(_figures._of_predictions(scored, "test", ["y"], [LEVELS], LEVELS, [("season",)]))
+    figure = Figure()
+    figures["coverage_novelty"](figure)
+    names = [text.get_text() for text in figure.axes[0].get_yticklabels()]
+    assert names == ["seen (12)", "unseen combination (12)", "unseen category (6)"]
+    alike = scored._replace(novelty=torch.ones(30, dtype=torch.int64))
+    assert "coverage_novelty" not in dict(
+        _figures._of_predictions(alike, "test", ["y"], [LEVELS], LEVELS, [("season",)])
+    )
 
 
 def test_long_names_and_many_categories_leave_room_for_the_data(tmp_path: Path) -> None:

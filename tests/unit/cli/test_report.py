@@ -17,6 +17,7 @@ LEVELS = (0.05, 0.1, 0.5, 0.9, 0.95)
 OUTPUTS = ("pH", "yield", "level")
 OWN: tuple[tuple[float, ...], ...] = ((0.1, 0.5, 0.9), (), (0.95,))
 BY = (("location",), ("location", "season"))
+KINDS = ("all", "seen", "unseen combination", "unseen category")
 
 
 def draw(rows: int = 90, seed: int = 0) -> Scored:
@@ -149,6 +150,99 @@ def test_every_part_is_reported_and_one_may_be_empty() -> None:
     assert {row["part"] for row in report.rows} == {"training"}
     assert report.metrics["validation"]["worst"] == {}
     assert "validation: 0 rows" in printed(report)
+
+
+def compared(novelty: Sequence[int] | None = (0, 0, 0, 1, 1, 2)) -> Report:
+    """Six rows of one output, each half as far from its target as the mean baseline is."""
+    target = torch.tensor([0.0, 2.0, 4.0, 6.0, 8.0, 10.0], dtype=torch.float64)[:, None]
+    preds = target[:, :, None] + torch.tensor([-2.0, 0.5, 2.0], dtype=torch.float64)
+    scored = Scored(
+        preds,
+        target,
+        {"location": ["A", "A", "B", "B", "B", "C"]},
+        novelty=None if novelty is None else torch.tensor(novelty),
+        novelty_of=("location", "season"),
+        baselines={
+            "mean": target + 1.0,
+            "mean by location": target - 0.25,
+            "median": target + 2.0,
+            "quantiles": target[:, :, None] + torch.tensor([-4.0, 1.0, 4.0], dtype=torch.float64),
+        },
+    )
+    levels = (0.1, 0.5, 0.9)
+    return report_of(scored, outputs=["y"], levels=[levels], all_levels=levels, by=[("location",)])
+
+
+def test_skill_is_against_each_baseline_for_the_scores_that_it_is_made_for() -> None:
+    """The errors are 0.5 beside 1, 0.25 and 2; the intervals 4 wide beside 8, with no target outside."""
+    skill = compared().metrics["validation"]["skill"]["y"]
+    assert list(skill) == ["mean", "mean by location", "median", "quantiles"]
+    assert skill["mean"] == pytest.approx({"rmse": 0.5, "mae": 0.5})
+    assert skill["mean by location"] == pytest.approx({"rmse": -1.0, "mae": -1.0})
+    assert skill["median"] == pytest.approx({"mae": 0.75})
+    assert skill["quantiles"] == pytest.approx({"pinball": 0.5, "interval_score": 0.5})
+
+
+def test_point_predictions_are_compared_with_points() -> None:
+    scored = Scored(torch.ones(2, 1), torch.zeros(2, 1), {}, baselines={"mean": torch.full((2, 1), 4.0)})
+    report = make_report({"validation": scored}, outputs=["y"], levels=[()], all_levels=None, by=[])
+    assert report.metrics["validation"]["skill"] == {"y": {"mean": {"rmse": 0.75, "mae": 0.75}}}
+    same = scored._replace(preds=torch.zeros(2, 1), baselines={"mean": torch.zeros(2, 1)})
+    report = make_report({"validation": same}, outputs=["y"], levels=[()], all_levels=None, by=[])
+    assert report.metrics["validation"]["skill"]["y"]["mean"]["rmse"] is None  # of two perfect ones; JSON has no NaN
+
+
+def test_every_score_is_told_apart_by_what_training_has_seen() -> None:
+    report = compared()
+    found = report.metrics["validation"]["novelty"]
+    assert found["columns"] == ["location", "season"]
+    kinds = found["outputs"]["y"]
+    assert {kind: row["count"] for kind, row in kinds.items()} == {
+        "seen": 3,
+        "unseen combination": 2,
+        "unseen category": 1,
+    }
+    overall = report.metrics["validation"]["overall"]["y"]
+    for row in kinds.values():
+        assert {*row} == {*overall, "skill"}
+        assert row["skill"]["mean"]["rmse"] == pytest.approx(0.5)
+        assert row["coverage"] == 1.0
+    # Two covered of two leave everything from 0.025 ** (1 / 2) on.
+    assert kinds["unseen combination"]["coverage_low"] == pytest.approx(0.025**0.5)
+    json.dumps(report.metrics, allow_nan=False)
+    assert "novelty" not in compared(novelty=None).metrics["validation"]
+
+
+def test_the_table_tells_rows_apart_and_says_against_what() -> None:
+    lines = printed(compared()).splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("by what training"))
+    title = "by what training has seen of location, season; from, to: 95 % band of the coverage; skill: of the RMSE, "
+    assert " ".join(" ".join(lines[start : start + 2]).split()) == f"{title}against the training mean"
+    rows = {kind: next(line.split() for line in lines[start:] if line.strip().startswith(kind)) for kind in KINDS}
+    assert rows["seen"][1:] == ["3", "0.5000", "0.5000", "1.000", "0.29", "1.00", "0.50"]
+    assert rows["unseen combination"][2] == "2"
+    assert rows["all"][1] == "6"
+    assert any(line.split() == ["mean", "by", "location", "-1.000", "-1.000", "-", "-"] for line in lines)
+    alike = printed(compared(novelty=[0] * 6)).splitlines()
+    assert not any(line.strip().startswith("all ") for line in alike)  # it would be the same row twice
+
+
+@pytest.mark.parametrize("width", [66, 80, 200])
+def test_the_tables_of_new_rows_and_of_skill_fit_their_terminal(width: int) -> None:
+    text = printed(compared(), width)
+    assert max(map(len, text.splitlines())) <= width
+    assert "…" not in text
+
+
+def test_the_lowest_coverage_is_printed_with_its_band() -> None:
+    preds = torch.tensor([[[-1.0, 0.0, 1.0]]] * 12, dtype=torch.float64)
+    target = torch.tensor([0.5] * 6 + [0.5, 0.5, 0.5, 2.0, 2.0, 2.0], dtype=torch.float64)[:, None]
+    levels = (0.1, 0.5, 0.9)
+    scored = Scored(preds, target, {"location": ["A"] * 6 + ["B"] * 6})
+    report = report_of(scored, outputs=["y"], levels=[levels], all_levels=levels, by=[("location",)])
+    worst = report.metrics["validation"]["worst_coverage"]["location"]["y"]
+    assert (worst["category"], worst["coverage"]) == ("B", 0.5)
+    assert "lowest coverage: 0.5000, 95 % band 0.1181 to 0.8819, in B" in printed(report)
 
 
 def test_no_grouping_is_a_report_without_categories() -> None:

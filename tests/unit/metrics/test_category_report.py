@@ -9,11 +9,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.stats import beta
 from sklearn.metrics import mean_pinball_loss
 from torch import Tensor
 
 from reghead.functional import interval_score_loss
-from reghead.metrics import bias, category_report, coverage, crossing_rate, mae, mean_width, r2, rmse
+from reghead.metrics import NOVELTIES, bias, category_report, coverage, crossing_rate, mae, mean_width, r2, rmse
 
 LEVELS = (0.05, 0.5, 0.95)
 
@@ -43,6 +44,10 @@ def expected(preds: Tensor, target: Tensor, weight: Tensor | None = None) -> dic
     rows = (excess * slope).mean(-1)
     share = torch.ones_like(rows) if weight is None else weight
     result["pinball"] = (rows * share).sum() / share.sum()
+    effective = share.sum() ** 2 / share.square().sum()
+    events = result["coverage"] * effective
+    result["coverage_low"] = beta.ppf(0.025, events, effective - events + 1)
+    result["coverage_high"] = beta.ppf(0.975, events + 1, effective - events)
     return {name: value.item() for name, value in result.items()} | {"confidence_level": 0.9, "count": len(target)}
 
 
@@ -132,6 +137,62 @@ def test_the_worst_category_has_the_highest_rmse_among_those_large_enough() -> N
     assert category_report(preds, target, {"x": labels}).worst[0]["x"] == "a"
 
 
+def test_the_lowest_coverage_is_found_among_those_large_enough() -> None:
+    """a is far off, inside wide intervals; b is close, outside narrow ones; c is too small to judge."""
+    preds = torch.tensor([[-9.0, 5.0, 9.0]] * 2 + [[0.9, 1.0, 1.1]] * 2 + [[0.9, 1.0, 1.1]])
+    labels = ["a", "a", "b", "b", "c"]
+    report = category_report(
+        preds, torch.tensor([0.0, 0.0, 0.0, 1.0, 0.0]), {"x": labels}, quantiles=LEVELS, min_count=2
+    )
+    assert report.worst[0]["x"] == "a"
+    assert (report.worst_coverage[0]["x"], report.worst_coverage[0]["coverage"]) == ("b", 0.5)
+    spoiled = torch.where(torch.tensor([True, False, False, False, False])[:, None], torch.nan, preds)
+    report = category_report(spoiled, torch.zeros(5), {"x": labels}, quantiles=LEVELS, min_count=2)
+    assert report.worst_coverage[0]["x"] == "a"  # NaN is worse than any number
+    assert category_report(preds[:, 1], torch.zeros(5), {"x": labels}).worst_coverage == []
+
+
+def test_the_band_of_a_coverage_is_as_wide_as_its_count_says() -> None:
+    """4 of 4 covered: down to where 4 hits in a row have probability 0.025."""
+    preds, target = torch.tensor([[0.0, 1.0]]).expand(4, 2), torch.full((4,), 0.5)
+    row = category_report(preds, target, {"x": ["a"] * 4}, quantiles=[0.1, 0.9]).overall[0]
+    assert (row["coverage"], row["coverage_high"]) == (1.0, 1.0)
+    assert row["coverage_low"] == pytest.approx(0.025**0.25)
+    nobody = category_report(preds, target * torch.nan, {"x": ["a"] * 4}, quantiles=[0.1, 0.9], nan_policy="omit")
+    assert math.isnan(nobody.overall[0]["coverage_low"])
+
+
+def test_unequal_weights_make_the_band_wider_and_a_constant_one_leaves_it() -> None:
+    preds, target = torch.tensor([[0.0, 1.0]]).expand(6, 2), torch.tensor([0.5, 0.5, 0.5, 2.0, 0.5, 0.5])
+
+    def band(weight: Tensor | None) -> tuple[float, float]:
+        row = category_report(preds, target, {"x": ["a"] * 6}, quantiles=[0.1, 0.9], weight=weight).overall[0]
+        return row["coverage_low"], row["coverage_high"]
+
+    assert band(torch.full((6,), 7.0)) == pytest.approx(band(None))
+    low, high = band(torch.tensor([9.0, 1.0, 1.0, 2.0, 1.0, 1.0]))
+    assert high - low > band(None)[1] - band(None)[0]
+
+
+def test_rows_are_told_apart_by_what_training_has_seen() -> None:
+    preds, target, ids = draw()
+    kinds = torch.arange(60) % 7 % 3
+    report = category_report(preds, target, {"location": ids}, quantiles=LEVELS, novelty=kinds, outputs=["a", "b"])
+    assert [(row["novelty"], row["output"]) for row in report.novelty] == [
+        (kind, output) for kind in ("seen", "unseen combination", "unseen category") for output in "ab"
+    ]
+    for row in report.novelty:
+        mine = kinds == NOVELTIES.index(row["novelty"])
+        own = category_report(preds[mine], target[mine], {"x": ["all"] * int(mine.sum())}, quantiles=LEVELS).overall
+        assert numbers({**row, "novelty": 0}) == pytest.approx(
+            {**numbers(own["ab".index(row["output"])]), "novelty": 0}
+        )
+    assert sum(row["count"] for row in report.novelty if row["output"] == "a") == 60
+    plain = category_report(preds, target, {"location": ids}, quantiles=LEVELS, outputs=["a", "b"])
+    assert plain.novelty == []
+    assert report._replace(novelty=[]) == plain
+
+
 def test_a_missing_target_counts_nowhere_and_an_empty_category_is_nan() -> None:
     target = torch.tensor([[1.0, torch.nan], [2.0, torch.nan], [torch.nan, 5.0]])
     report = category_report(torch.zeros(3, 2), target, {"x": ["a", "a", "b"]}, nan_policy="omit")
@@ -188,7 +249,7 @@ def test_ids_go_with_the_leading_dimensions() -> None:
 
 def test_no_rows_are_no_categories() -> None:
     report = category_report(torch.zeros(0, 1), torch.zeros(0, 1), {"x": torch.zeros(0, dtype=torch.int64)})
-    assert report.categories == report.worst == []
+    assert report.categories == report.worst == report.worst_coverage == []
     assert report.overall[0]["count"] == 0
 
 
@@ -219,6 +280,17 @@ def test_gradients_and_half_precision_are_welcome() -> None:
         ),
         ({"categories": {"rmse": ["a"] * 3}}, ValueError, "categories has the column 'rmse', which is also a name in"),
         ({"outputs": ["a", "b"]}, ValueError, "outputs must name each of the 1 outputs, got ['a', 'b']"),
+        ({"novelty": torch.zeros(2, dtype=torch.int64)}, ValueError, "novelty must have the leading dimensions of the"),
+        (
+            {"novelty": torch.tensor([0, 1, 3])},
+            ValueError,
+            "novelty must hold torch.int64 from 0 to 2, as reghead",
+        ),
+        (
+            {"novelty": torch.zeros(3)},
+            ValueError,
+            "novelty gives them, got torch.float32 from 0.0 to 0.0",
+        ),
         ({"min_count": 0}, ValueError, "min_count must be at least 1, got 0"),
         ({"weight": torch.ones(2)}, ValueError, "weight must have the leading dimensions of target"),
     ],

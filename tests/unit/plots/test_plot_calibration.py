@@ -15,8 +15,8 @@ from numpy.testing import assert_allclose
 from scipy.stats import binom
 
 from reghead.metrics import category_report
+from reghead.metrics._binomial import binomial_band
 from reghead.plots import plot_calibration, plot_coverage
-from reghead.plots._calibration import binomial_band
 
 NAN = float("nan")
 

@@ -19,6 +19,7 @@ from reghead.plots import (
     plot_coverage,
     plot_effects,
     plot_history,
+    plot_pit,
     plot_predictions,
     plot_utilization,
 )
@@ -188,6 +189,7 @@ FIGURES: dict[str, Callable[..., Axes]] = {
     "predictions": lambda **o: plot_predictions(Y, Y, ["a", "a", "b", "b"], **o),
     "coverage": lambda **o: plot_coverage((Y - 1, Y + 1, Y, ["a", "a", "b", "b"]), 0.8, **o),
     "calibration": lambda **o: plot_calibration(Y.unsqueeze(-1), Y, [0.5], **o),
+    "pit": lambda **o: plot_pit(Y.unsqueeze(-1), Y, [0.5], **o),
     "utilization": lambda **o: plot_utilization(torch.eye(3), **o),
     "effects": lambda **o: plot_effects(scaler(out_features=2), column="site", **o),
     "history": lambda **o: plot_history({"train": [2.0, 1.0]}, **o),
