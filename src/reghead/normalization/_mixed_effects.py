@@ -8,14 +8,11 @@ from torch import Tensor
 
 from reghead._checks import check_cardinalities, check_columns
 from reghead._typing import Categories
+from reghead.normalization._mixed_fit import Variances
 from reghead.normalization._mixed_predict import MixedPredictor
 from reghead.normalization._mixed_rows import Scaling, check_finite, flat_features, measure
 from reghead.normalization._state import refuse_empty_column
 from reghead.normalization._transform import TargetTransform, TransformKind
-
-_BLOCK = 1 << 15
-# A row with no more than this of its own variance left determines its own prediction.
-_ALONE = 1e-9
 
 
 class MixedEffects(MixedPredictor):
@@ -43,6 +40,13 @@ class MixedEffects(MixedPredictor):
     The module holds no parameters; its statistics are float64 and int64 buffers, which follow the module to a device
     and keep their dtype through ``half()`` and the like. Their size grows with the square of the number of features and
     levels, and with the number of categories of a single column, or of cells of all columns, times that of features.
+
+    Up to 2,000 levels the equations have a dense matrix, and all of this is exact; those of a single column, and the
+    cells of all columns, are eliminated and do not count. With more, they are solved by preconditioned conjugate
+    gradients (Hestenes and Stiefel 1952) to a relative error of :math:`10^{-8}`, and what needs the inverse comes from
+    N = 64 perturbations (Papandreou and Yuille 2010), the same in every fit: the variance components, off by about
+    0.13 of their standard errors, and the variance that known effects bring to a prediction, with a relative standard
+    error of 0.18. Sizes grow with the combinations of ids in the rows times the features, and with the levels times N.
 
     Args:
         cardinalities: Column -> number of ids, id 0 included; order does not matter. None or empty: features alone.
@@ -122,8 +126,11 @@ class MixedEffects(MixedPredictor):
 
         Raises:
             ValueError: If a column has no value, a value is infinite or outside the domain of the transform, there
-                are no more rows than fixed effects, or the columns have too many levels for exact estimation;
-                nothing has changed then.
+                are no more rows than fixed effects, or the cardinalities of columns with more than 2,000 levels have
+                a product beyond :math:`2^{62}`; nothing has changed then.
+
+        Warns:
+            RegheadWarning: If the equations are too large for a matrix, and 1,000 iterations do not solve them.
         """
         values, weights = (part.cpu() for part in measure(self.transform, target, weight))
         for d in range(values.shape[1]):
@@ -141,7 +148,8 @@ class MixedEffects(MixedPredictor):
         constant = scaling.target_scale == 0
         scaling = scaling._replace(target_scale=torch.where(constant, 1.0, scaling.target_scale))
         values = torch.where(constant, 0.0, (values - scaling.target_center) / scaling.target_scale)
-        return self._adopt(self._accumulate(ids, values, weights, flat, scaling), scaling)
+        large = self._is_large(ids)
+        return self._adopt(self._accumulate(ids, values, weights, flat, scaling, iterate=large), scaling, iterate=large)
 
     def fit_transform(
         self,
@@ -185,17 +193,7 @@ class MixedEffects(MixedPredictor):
         """
         ids, flat = self._prepare("target", target, categories, features, -1)
         values, weights = measure(self.transform, target, weight)
-        result = torch.empty_like(values)
-        for start in range(0, len(values), _BLOCK):
-            at = slice(start, start + _BLOCK)
-            part = [i[at] for i in ids]
-            rows = self._rows(part, None if flat is None else flat[at], len(values[at]))
-            estimated, unknown = self._uncertainty(rows)
-            error = (values[at] - self.target_center) / self.target_scale - self._mean(rows)
-            left = 1 - weights[at].clamp(max=1.0) * estimated
-            error, left = torch.where(left > _ALONE, error, 0.0), torch.where(left > _ALONE, left, 1.0)
-            spread = self.residual_variance * (1 + estimated / left + unknown)
-            result[at] = error / left / spread.sqrt()
+        result = self._without_each(values, weights, ids, flat)
         return torch.where(weights > 0, result, torch.nan).reshape(target.shape).to(target.dtype)
 
     @torch.no_grad()
@@ -212,6 +210,9 @@ class MixedEffects(MixedPredictor):
         The effects become those given all rows, the conjugate posterior under the variances of the fit; the effects
         of other categories move no more than the new rows bear on them. Arguments as in :meth:`fit`; an id must be
         below its column's cardinality, so leave room for categories to come.
+
+        Raises:
+            ValueError: If a model with up to 2,000 levels would have more, which takes another kind of solution.
         """
         ids, flat = self._prepare("target", target, categories, features, -1)
         values, weights = (part.cpu() for part in measure(self.transform, target, weight))
@@ -222,9 +223,12 @@ class MixedEffects(MixedPredictor):
         flat = values.new_empty(len(values), 0) if flat is None else flat.detach().cpu().to(torch.float64)
         check_finite(flat[kept])
         standard = (values[kept] - scaling.target_center) / scaling.target_scale
-        more = self._accumulate([i.cpu()[kept] for i in ids], standard, weights[kept], flat[kept], scaling)
-        variances = (self.residual_variance.cpu(), self.ratios.cpu(), self.basis.cpu())
-        return self._adopt(self._sums().merge(more), scaling, variances)
+        new, iterate = [i.cpu()[kept] for i in ids], self._iterates
+        if not iterate:
+            self._check_levels(new)
+        more = self._accumulate(new, standard, weights[kept], flat[kept], scaling, iterate=iterate)
+        variances = Variances(*(getattr(self, name).cpu() for name in Variances._fields))
+        return self._adopt(self._sums().merge(more), scaling, iterate=iterate, variances=variances)
 
     def forward(self, target: Tensor, categories: Categories | None = None, features: Tensor | None = None) -> Tensor:
         """Normalize ``target``; for the rows of the fit see :meth:`leave_one_out`.

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -30,8 +31,18 @@ class EffectLayout:
         combined = tuple(cardinalities) if self.eliminates else tuple(cells)
         self._combined = [list(cardinalities).index(column) for column in combined]
         self._cells = CellLayout({column: cardinalities[column] for column in combined})
+        self._cardinalities = dict(cardinalities)
         sizes = [cardinalities[column] for column in self.columns]
         self._offsets = tuple(itertools.accumulate(sizes, initial=0))
+
+    @cached_property
+    def _profiles(self) -> CellLayout:
+        return CellLayout(self._cardinalities)
+
+    @property
+    def components(self) -> int:
+        """The number of variance components: of the columns, of the cells, and of the coefficients."""
+        return len(self.columns) + 2
 
     @property
     def factors(self) -> int:
@@ -57,6 +68,21 @@ class EffectLayout:
     def level_ids_of_cells(self, keys: Tensor) -> list[Tensor]:
         """:meth:`level_ids` of cells that are eliminated."""
         return self.level_ids(self._cells.ids(keys)) if self.eliminates else []
+
+    def profile_keys(self, ids: Sequence[Tensor]) -> Tensor:
+        """The key of each row's profile, its ids with 0 among them; that of its cell, if it has one."""
+        return self._profiles.keys(ids)
+
+    def level_ids_of_profiles(self, keys: Tensor) -> list[Tensor]:
+        """:meth:`level_ids` of profiles."""
+        return self.level_ids(self._profiles.ids(keys))
+
+    def have_cells(self, keys: Tensor) -> Tensor:
+        """Whether the rows of profiles have an eliminated cell."""
+        known = torch.full_like(keys, self.eliminates, dtype=torch.bool)
+        for ids in self._profiles.ids(keys):
+            known = known & (ids > 0)
+        return known
 
     def owners(self, level_ids: Tensor) -> Tensor:
         """The factor of each level."""

@@ -13,6 +13,12 @@ from reghead.normalization._mixed_rows import flat_features
 from reghead.normalization._mixed_solve import quadratic_form
 from reghead.normalization._mixed_state import MixedState
 
+_BLOCK = 1 << 15
+# A row with no more than this of its own variance left determines its own prediction.
+_ALONE = 1e-9
+# What is gathered for a row at a time.
+_SAMPLES_AT_ONCE = 16
+
 
 class Rows(NamedTuple):
     """Rows of a call, flat: the level of each factor and the eliminated cell, 0 for unknown, and the design."""
@@ -158,7 +164,8 @@ class MixedPredictor(MixedState):
         if not ids:
             return Rows([], torch.zeros_like(ones[:, 0], dtype=torch.int64), design)
         levels = [_position(self.level_ids, level) for level in self._layout.level_ids(ids)]
-        return Rows(levels, _position(self.cell_keys, self._layout.cell_keys(ids)), design)
+        keys = self._layout.profile_keys(ids) if self._iterates else self._layout.cell_keys(ids)
+        return Rows(levels, _position(self.cell_keys, keys), design)
 
     def _mean(self, rows: Rows) -> Tensor:
         """What the model expects of the standardised target. Shape ``(R, D)``."""
@@ -166,6 +173,28 @@ class MixedPredictor(MixedState):
         for level in rows.levels:
             mean = mean + self.level_effects.index_select(0, level)
         return mean
+
+    def _without_each(self, values: Tensor, weights: Tensor, ids: list[Tensor], features: Tensor | None) -> Tensor:
+        """Errors of the predictions of flat rows from all others, over their standard deviations. Shape ``(R, D)``."""
+        result = torch.empty_like(values)
+        # The larger the ratios, the fewer digits there are of what is left of 1.
+        alone = (1e4 * torch.finfo(torch.float64).eps * self.ratios.amax(1)).clamp(min=_ALONE)
+        for start in range(0, len(values), _BLOCK):
+            at = slice(start, start + _BLOCK)
+            part = [i[at] for i in ids]
+            rows = self._rows(part, None if features is None else features[at], len(values[at]))
+            estimated, unknown = self._uncertainty(rows)
+            error = (values[at] - self.target_center) / self.target_scale - self._mean(rows)
+            left = 1 - weights[at].clamp(max=1.0) * estimated
+            if self._iterates:
+                # Corrected, what is left of a row that is a whole profile is right to digits; of others it may come out
+                # as less than nothing.
+                whole = weights[at] == self.cell_count.index_select(1, rows.cell).T
+                left = torch.where(whole, left, left.clamp(min=1 / self.samples.shape[2]))
+            error, left = torch.where(left > alone, error, 0.0), torch.where(left > alone, left, 1.0)
+            spread = self.residual_variance * (1 + estimated / left + unknown)
+            result[at] = error / left / spread.sqrt()
+        return result
 
     def _uncertainty(self, rows: Rows) -> tuple[Tensor, Tensor]:
         r"""The variance of the model's mean by what was estimated and by what is unknown, in units of :math:`\sigma^2`.
@@ -180,19 +209,36 @@ class MixedPredictor(MixedState):
             # What the effect of the cell takes of the mean of its rows.
             taken = share * self.cell_count[g].index_select(0, rows.cell)
             means = torch.cat([ones, self.cell_features[g].index_select(0, rows.cell)], dim=1)
-            fixed = (rows.design - taken.unsqueeze(1) * means) @ self.basis[g]
-            if self.shrink_features:
-                fixed = torch.cat([fixed[:, :1], roots[-1] * fixed[:, 1:]], dim=1)
-            pairs = zip(rows.levels, roots, strict=False)  # there are more components than factors
-            factors = [torch.where(level > 0, root, 0.0) * (1 - taken) for level, root in pairs]
+            design = rows.design - taken.unsqueeze(1) * means
+            if self._iterates:
+                form = self._sampled_form(d, rows, design, 1 - taken)
+            else:
+                fixed = design @ self.basis[g]
+                if self.shrink_features:
+                    fixed = torch.cat([fixed[:, :1], roots[-1] * fixed[:, 1:]], dim=1)
+                pairs = zip(rows.levels, roots, strict=False)  # there are more components than factors
+                factors = [torch.where(level > 0, root, 0.0) * (1 - taken) for level, root in pairs]
+                form = quadratic_form(self.inverse_matrix[d], fixed, rows.levels, factors)
             lacking = torch.zeros_like(share)
             for level, ratio in zip(rows.levels, self.ratios[d], strict=False):
                 lacking = lacking + torch.where(level > 0, 0.0, ratio)
             if self._layout.eliminates:
-                lacking = lacking + torch.where(rows.cell > 0, 0.0, self.ratios[d, -2])
-            estimated.append(share + quadratic_form(self.inverse_matrix[d], fixed, rows.levels, factors))
+                # A profile may lack a cell; a known cell without a share has no component either.
+                known = share > 0 if self._iterates else rows.cell > 0
+                lacking = lacking + torch.where(known, 0.0, self.ratios[d, -2])
+            estimated.append(share + form)
             unknown.append(lacking)
         return torch.stack(estimated, dim=1), torch.stack(unknown, dim=1)
+
+    def _sampled_form(self, d: int, rows: Rows, design: Tensor, factor: Tensor) -> Tensor:
+        """The variance of a row's effects, each level's times ``factor``, by the samples. Shape ``(R,)``."""
+        width, total = design.shape[1], torch.zeros_like(factor)
+        for part in torch.split(self.samples[d], _SAMPLES_AT_ONCE, dim=1):
+            error = design @ part[:width]
+            for level in rows.levels:
+                error = error + factor.unsqueeze(1) * part[width:].index_select(0, level)
+            total = total + error.square().sum(dim=1)
+        return self.corrections[d].index_select(0, rows.cell) * total
 
 
 def _position(known: Tensor, wanted: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 # Of the target's variance: what is left of a target that is explained without noise. Rounding is below.
-_SMALLEST_VARIANCE = 1e-10
+SMALLEST_VARIANCE = 1e-10
 _EPSILON = torch.finfo(torch.float64).eps
 # Numbers that products pooled by distinct count may take, 160 MB.
 _POOL_LIMIT = 20_000_000
@@ -213,7 +213,7 @@ def solve(equations: Equations, ratios: Tensor) -> Solution:
     triangle = factorize(matrix + torch.diag(alone.to(matrix.dtype)))
     scaled = torch.cholesky_solve(right.unsqueeze(1), triangle).squeeze(1)
     total = e.square + (omega * e.target.square()).sum()
-    squares = (total - right @ scaled).clamp(min=0.0) + _SMALLEST_VARIANCE * (e.free + e.fixed)
+    squares = (total - right @ scaled).clamp(min=0.0) + SMALLEST_VARIANCE * (e.free + e.fixed)
     effects = roots * scaled
     return Solution(
         scaled=scaled,

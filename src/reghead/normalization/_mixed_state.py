@@ -1,6 +1,6 @@
 """The sums and the solution of a mixed model as buffers: how they are adopted, moved, loaded and looked up."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import torch
@@ -9,23 +9,20 @@ from torch import Tensor
 from reghead._checks import check_ids, check_prefix
 from reghead._persistence import SelfDescribingStatistics, refuse_a_part
 from reghead._typing import Categories
+from reghead.normalization._mixed_fit import Fitted, Variances, fit_by_iteration, fit_exactly
 from reghead.normalization._mixed_layout import EffectLayout
 from reghead.normalization._mixed_rows import Scaling
-from reghead.normalization._mixed_solve import Equations, solve
-from reghead.normalization._mixed_sums import MixedSums, independent_basis, scaled_basis
-from reghead.normalization._reml import estimate_ratios
+from reghead.normalization._mixed_sums import MixedSums
 from reghead.normalization._transform import TargetTransform
 
+# Sampled levels of the factors that are not eliminated, up to which the equations have a dense matrix.
 MAX_LEVELS = 2_000
 _SUMS = ("cell_keys", "level_ids", "cell_count", "cell_features", "cell_target", "gram", "moment", "square")
-_SCALING = ("target_center", "target_scale", "feature_center", "feature_scale")
-_VARIANCES = ("residual_variance", "ratios")
-_SOLUTION = ("basis", "coefficients", "level_effects", "cell_effects", "cell_share", "inverse_matrix")
-_STATE = _SUMS + _SCALING + _VARIANCES + _SOLUTION
+_STATE = tuple(dict.fromkeys((*_SUMS, *Scaling._fields, *Fitted._fields)))
 _INTEGERS = ("cell_keys", "level_ids")
 _DIMS = dict.fromkeys(_STATE, 2) | {
-    **dict.fromkeys(("cell_features", "gram", "basis", "inverse_matrix"), 3),
-    **dict.fromkeys((*_INTEGERS, *_SCALING, "square", "residual_variance"), 1),
+    **dict.fromkeys(("cell_features", "gram", "basis", "inverse_matrix", "samples"), 3),
+    **dict.fromkeys((*_INTEGERS, *Scaling._fields, "square", "residual_variance"), 1),
 }
 
 
@@ -56,6 +53,8 @@ class MixedState(SelfDescribingStatistics):
     cell_effects: Tensor
     cell_share: Tensor
     inverse_matrix: Tensor
+    samples: Tensor
+    corrections: Tensor
 
     def __init__(
         self,
@@ -106,7 +105,8 @@ class MixedState(SelfDescribingStatistics):
         fitted = "not fitted"
         if self.is_fitted:
             levels, cells = len(self.level_ids) - 1, len(self.cell_keys) - 1
-            fitted = f"{self.in_features} features, {levels} levels, {cells} cells"
+            found = f"{cells} profiles, iterated" if self._iterates else f"{cells} cells"
+            fitted = f"{self.in_features} features, {levels} levels, {found}"
         return (
             f"{self.cardinalities}, cells={self.cells}, shrink_features={self.shrink_features}, "
             f"transform={self.transform.kind!r}{bounds}, {fitted}"
@@ -130,109 +130,59 @@ class MixedState(SelfDescribingStatistics):
             )
         return cls(**description)
 
+    @property
+    def _iterates(self) -> bool:
+        """Whether the equations were too large for a dense matrix, and the sums are by profile."""
+        return self.samples.shape[2] > 0
+
     def _sums(self) -> MixedSums:
-        return MixedSums(*(getattr(self, name).cpu() for name in _SUMS))
+        parts = {name: getattr(self, name).cpu() for name in _SUMS}
+        if self._iterates:  # the levels of profiles have no sums of their own
+            parts["level_ids"] = parts["level_ids"][:1]
+        return MixedSums(**dict(zip(MixedSums.__dataclass_fields__, parts.values(), strict=True)))
+
+    def _is_large(self, ids: list[Tensor]) -> bool:
+        """Whether the rows have more levels than there is a dense matrix for."""
+        levels = self._layout.level_ids(ids)
+        return bool(levels) and _sampled(levels) > MAX_LEVELS
+
+    def _check_levels(self, ids: list[Tensor]) -> None:
+        """Raise if more rows bring a model with a dense matrix to more levels than there is one for."""
+        found = _sampled([self.level_ids.cpu(), *self._layout.level_ids(ids)])
+        if found > MAX_LEVELS:
+            columns = ", ".join(map(repr, self._layout.columns))
+            raise ValueError(
+                f"update would bring the sampled levels of {columns} to {found:,}, but this {type(self).__name__} was "
+                f"fitted with a dense matrix, which is for up to {MAX_LEVELS:,}; fit again on all rows"
+            )
 
     def _accumulate(
-        self, ids: list[Tensor], target: Tensor, weight: Tensor, features: Tensor, scaling: Scaling
+        self,
+        ids: list[Tensor],
+        target: Tensor,
+        weight: Tensor,
+        features: Tensor,
+        scaling: Scaling,
+        *,
+        iterate: bool,
     ) -> MixedSums:
         """The sums of rows on the CPU, whose target is standardised and whose features, shape ``(R, F)``, are not."""
 
         def standard(rows: slice) -> Tensor:
             return (features[rows] - scaling.feature_center) / scaling.feature_scale
 
+        if iterate:
+            return MixedSums.from_rows(self._layout.profile_keys(ids), [], standard, target, weight)
         keys = self._layout.cell_keys(ids) if ids else torch.zeros(len(target), dtype=torch.int64)
-        levels = self._layout.level_ids(ids)
-        self._check_levels(torch.unique(torch.cat([keys.new_zeros(1), *levels])))  # before there are sums of them
-        return MixedSums.from_rows(keys, levels, standard, target, weight)
+        return MixedSums.from_rows(keys, self._layout.level_ids(ids), standard, target, weight)
 
-    def _check_levels(self, level_ids: Tensor) -> None:
-        if len(level_ids) - 1 > MAX_LEVELS:
-            columns = ", ".join(map(repr, self._layout.columns))
-            cells = " and their cells" if self._layout.factors > len(self._layout.columns) else ""
-            raise ValueError(
-                f"{type(self).__name__} estimates by exact REML up to {MAX_LEVELS:,} sampled levels of {columns}"
-                f"{cells} together, got {len(level_ids) - 1:,}; a single column, and the combinations of all columns, "
-                "may have any number, so leave one out, or join rare levels"
-            )
-
-    def _equations(self, sums: MixedSums, prior: Tensor | None) -> tuple[list[Equations], Tensor]:
-        """The equations of each target column, and the bases of the features, given those of an earlier fit if any."""
-        self._check_levels(sums.level_ids)
-        size, width = len(sums.level_ids), 1 + sums.features.shape[2]
-        levels = self._layout.level_ids_of_cells(sums.keys)
-        levels = [torch.searchsorted(sums.level_ids, level) for level in levels]
-        components = len(self._layout.columns) + 2
-        owners = torch.full((width + size,), -1)
-        owners[width + 1 :] = self._layout.owners(sums.level_ids[1:])
-        bases, result = [], []
-        for g, (count, means) in enumerate(zip(sums.count, sums.design_means, strict=True)):
-            total = sums.gram[g, :width, :width] + means.T @ (count.unsqueeze(1) * means)
-            if not self.shrink_features:
-                bases.append(independent_basis(total))
-            else:  # in units of the first fit for ever: they are a part of the prior
-                bases.append(scaled_basis(total) if prior is None else prior[g % len(prior)])
-        for d in range(len(sums.square)):
-            g = d % len(bases)
-            basis, own = bases[g], owners.clone()
-            has_rank = basis.any(dim=0)
-            if self.shrink_features:
-                own[1:width] = torch.where(has_rank[1:], components - 1, -1)
-            gram, moment = sums.gram[g].clone(), sums.moment[d].clone()
-            gram[:width] = basis.T @ gram[:width]
-            gram[:, :width] = gram[:, :width] @ basis
-            moment[:width] = basis.T @ moment[:width]
-            result.append(
-                Equations(
-                    gram=gram,
-                    moment=moment,
-                    square=sums.square[d],
-                    count=sums.count[g],
-                    features=sums.design_means[g] @ basis,
-                    target=sums.target[d],
-                    levels=tuple(levels),
-                    owners=own,
-                    components=components,
-                    cells=components - 2,
-                    fixed=int((has_rank & (own[:width] < 0)).sum()),
-                )
-            )
-        return result, torch.stack(bases)
-
-    def _adopt(self, sums: MixedSums, scaling: Scaling, variances: tuple[Tensor, Tensor, Tensor] | None = None) -> Self:
+    def _adopt(self, sums: MixedSums, scaling: Scaling, *, iterate: bool, variances: Variances | None = None) -> Self:
         """Take over ``sums`` and what follows from them, all of it or nothing; estimate the variances if not given."""
-        systems, bases = self._equations(sums, None if variances is None else variances[2])
-        for d, system in enumerate(systems):
-            if system.free <= 0:
-                raise ValueError(
-                    f"fit needs more rows than fixed effects, intercept included, but the weights of column {d} sum to "
-                    f"{float(sums.total[d]):g} for {system.fixed}; weights are frequencies, and features that are "
-                    "shrunk are no fixed effects"
-                )
-        ratios = torch.stack([estimate_ratios(s) for s in systems]) if variances is None else variances[1]
-        solutions = [solve(system, ratio) for system, ratio in zip(systems, ratios, strict=True)]
-        if variances is None:
-            constant = torch.stack([s.square + (s.count * s.target.square()).sum() for s in systems]) == 0
-            residual = torch.where(constant, 1.0, torch.stack([s.variance for s in solutions]))
-        else:
-            residual = variances[0]
-        width, cells = bases.shape[1], ratios[:, -2:-1]
-        share = cells / (1 + cells * sums.count)
-        share[:, 0] = 0.0
-        state = (
-            *sums.parts,
-            *scaling,
-            residual,
-            ratios,
-            bases,
-            torch.stack([bases[d % len(bases)] @ s.effects[:width] for d, s in enumerate(solutions)]),
-            torch.stack([s.effects[width:] for s in solutions], dim=1),
-            torch.stack([s.cell_effects for s in solutions], dim=1),
-            share,
-            torch.stack([s.inverse for s in solutions]),
-        )
+        solve = fit_by_iteration if iterate else fit_exactly
+        fitted = solve(self._layout, sums, self.shrink_features, variances)
         device = self.cell_keys.device
-        for name, tensor in zip(_STATE, state, strict=True):
+        state = dict(zip(_SUMS, sums.parts, strict=True)) | scaling._asdict() | fitted._asdict()
+        for name, tensor in state.items():
             setattr(self, name, tensor.to(device))
         return self
 
@@ -266,21 +216,26 @@ class MixedState(SelfDescribingStatistics):
             if tensor.ndim != _DIMS[name]:
                 raise ValueError(f"the state_dict's {name} must have {_DIMS[name]} dimensions, got {tensor.ndim}")
         k, size, d, f = (len(state[name]) for name in ("cell_keys", "level_ids", "target_scale", "feature_scale"))
-        g, p, c = len(state["gram"]), (f + 1) * min(k, 1), (len(self._layout.columns) + 2) * min(k, 1)
+        g, p, c = len(state["gram"]), (f + 1) * min(k, 1), self._layout.components * min(k, 1)
+        probes = state["samples"].shape[2]
+        # With samples the sums have no levels, and there is no matrix.
+        sums, matrix, drawn, of = (p + 1, 0, p + size, k) if probes else (p + size, p + size, 0, 0)
         expected = {
             "cell_features": (g, k, f),
             "cell_count": (g, k),
             **dict.fromkeys(("cell_target", "cell_share"), (d, k)),
-            "gram": (g, p + size, p + size),
+            "gram": (g, sums, sums),
             "basis": (g, p, p),
-            "moment": (d, p + size),
+            "moment": (d, sums),
             "coefficients": (d, p),
             **dict.fromkeys(("square", "target_center", "residual_variance"), (d,)),
             "feature_center": (f,),
             "ratios": (d, c),
             "level_effects": (size, d),
             "cell_effects": (k, d),
-            "inverse_matrix": (d, p + size, p + size),
+            "inverse_matrix": (d, matrix, matrix),
+            "samples": (d, drawn, probes),
+            "corrections": (d, of),
         }
         for name, shape in expected.items():
             if tuple(state[name].shape) != shape:
@@ -288,3 +243,8 @@ class MixedState(SelfDescribingStatistics):
                     f"the state_dict's {name} must have shape {shape} to go with its other statistics, "
                     f"got {tuple(state[name].shape)}"
                 )
+
+
+def _sampled(levels: Sequence[Tensor]) -> int:
+    """The number of different levels, without the unknown one."""
+    return len(torch.unique(torch.cat([levels[0].new_zeros(1), *levels]))) - 1

@@ -1,7 +1,7 @@
 """Variance components by restricted maximum likelihood (Patterson and Thompson 1971)."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -14,6 +14,8 @@ _MAX_STEPS = 200
 _MAX_HALVINGS = 20
 # Variances beyond sinh(15)^2 = 3e12 of the residual one are rounding.
 _LARGEST = 15.0
+# More than sinh(7.6)^2 = 1e6 of a coefficient's would let rounding choose between features that determine the target.
+_LARGEST_OF_FEATURES = 7.6
 # Directions of x in which the criterion is flatter than this are searched by gradient, in deviance per square.
 _FLATTEST = 1e-3
 
@@ -41,32 +43,69 @@ def estimate_ratios(equations: Equations) -> Tensor:
         Of each component, shape ``(equations.components,)``.
     """
     e = equations
-    chosen = torch.tensor([f for f, told in enumerate(e.told) if told], dtype=torch.int64)
-    ratios = e.gram.new_zeros(e.components)
-    if not len(chosen):
-        return ratios
-
-    def ratios_at(x: Tensor) -> Tensor:
-        return ratios.index_put((chosen,), x.sinh().square())
+    search = Search(e.told, e.owners, e.gram)
+    if not len(search.chosen):
+        return search.ratios(e.gram.new_zeros(0))
 
     def evaluate(x: Tensor) -> Point:
-        gamma = ratios_at(x)
+        gamma = search.ratios(x)
         solution = solve(e, gamma)
-        slope = _slope(e, gamma, solution)[chosen]
-        rate = torch.where(x == 0, 0.0, 2 / torch.where(x == 0, 1.0, x).tanh())
+        slope = _slope(e, gamma, solution)[search.chosen]
 
         def curvature() -> Tensor:
-            information = rate.unsqueeze(1) * _information(e, gamma, solution)[chosen][:, chosen] * rate
-            # What bends the criterion at 0, where it is a function of the square of x.
-            inverse_square = 1 / x.sinh().square().clamp(min=1e-30)
-            return information + torch.diag(slope.clamp(min=0.0) * (4 + 2 * inverse_square))
+            information = _information(e, gamma, solution)[search.chosen][:, search.chosen]
+            return search.curvature(x, slope, information)
 
-        return Point(solution.deviance, rate * slope, curvature, solution.rounding)
+        return Point(solution.deviance, search.rate(x) * slope, curvature, solution.rounding)
 
-    start = ratios.new_full((len(chosen),), _START)
-    # Of many coefficients each has a small part.
-    start[chosen == e.components - 1] /= math.sqrt(max(int((e.owners == e.components - 1).sum()), 1))
-    return _drop(e, ratios_at(_minimize(evaluate, start)), chosen.tolist())
+    return _drop(e, search.ratios(_minimize(search, evaluate, search.start)), search.chosen.tolist())
+
+
+class Search:
+    r"""The coordinates of a search for variance components, :math:`\gamma_f = \sinh^2 x_f`, and its steps.
+
+    Args:
+        told: Of each component, whether the data can tell it; the others stay 0.
+        owners: The component of each effect, -1 for none.
+        like: A tensor of the dtype of the ratios.
+    """
+
+    def __init__(self, told: Sequence[bool], owners: Tensor, like: Tensor) -> None:
+        #: The components that are searched.
+        self.chosen = torch.tensor([f for f, known in enumerate(told) if known], dtype=torch.int64)
+        self._zeros = like.new_zeros(len(told))
+        #: Where to begin.
+        self.start = like.new_full((len(self.chosen),), _START)
+        # Of many coefficients each has a small part.
+        last = len(told) - 1
+        self.start[self.chosen == last] /= math.sqrt(max(int((owners == last).sum()), 1))
+
+    def ratios(self, x: Tensor) -> Tensor:
+        """The ratios of all components."""
+        return self._zeros.index_put((self.chosen,), x.sinh().square())
+
+    def rate(self, x: Tensor) -> Tensor:
+        """The derivatives of the logarithms of the ratios."""
+        return torch.where(x == 0, 0.0, 2 / torch.where(x == 0, 1.0, x).tanh())
+
+    def curvature(self, x: Tensor, slope: Tensor, information: Tensor) -> Tensor:
+        """Second derivatives, given the slope and the average information by the logarithms of the ratios."""
+        rate = self.rate(x)
+        # What bends the criterion at 0, where it is a function of the square of x.
+        inverse_square = 1 / x.sinh().square().clamp(min=1e-30)
+        scaled = rate.unsqueeze(1) * information * rate
+        return scaled + torch.diag(slope.clamp(min=0.0) * (4 + 2 * inverse_square))
+
+    def step(self, curvature: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        """A scoring step of at most 1 in each coordinate, and what is left to gain, twice over."""
+        bend, axes = torch.linalg.eigh(curvature)
+        step = -axes @ ((axes.T @ gradient) / bend.clamp(min=_FLATTEST))
+        return step / step.abs().max().clamp(min=1.0), -(step @ gradient)
+
+    def inside(self, x: Tensor) -> Tensor:
+        """The nearest point that may be searched."""
+        largest = torch.where(self.chosen == len(self._zeros) - 1, _LARGEST_OF_FEATURES, _LARGEST)
+        return torch.minimum(torch.maximum(x, -largest), largest)
 
 
 def _drop(equations: Equations, ratios: Tensor, components: list[int]) -> Tensor:
@@ -81,21 +120,19 @@ def _drop(equations: Equations, ratios: Tensor, components: list[int]) -> Tensor
     return ratios
 
 
-def _minimize(evaluate: Callable[[Tensor], Point], x: Tensor) -> Tensor:
-    """The lowest point of a smooth function of a few numbers, by scoring steps of at most 1 in each.
+def _minimize(search: Search, evaluate: Callable[[Tensor], Point], x: Tensor) -> Tensor:
+    """The lowest point of a smooth function of a few numbers.
 
     Where rounding hides that the value falls, the gradient, which is known to more digits, has to.
     """
     at = evaluate(x)
     for _ in range(_MAX_STEPS):
-        bend, axes = torch.linalg.eigh(at.curvature())
-        step = -axes @ ((axes.T @ at.gradient) / bend.clamp(min=_FLATTEST))
-        # What is left to gain, twice over: 1e-12 is a millionth of a component's standard error.
-        if -(step @ at.gradient) < at.rounding.clamp(min=1e-12):
+        step, gain = search.step(at.curvature(), at.gradient)
+        # 1e-12 is a millionth of a component's standard error.
+        if gain < at.rounding.clamp(min=1e-12):
             break
-        step = step / step.abs().max().clamp(min=1.0)
         for _ in range(_MAX_HALVINGS):
-            point = (x + step).clamp(-_LARGEST, _LARGEST)
+            point = search.inside(x + step)
             new = evaluate(point)
             falls = new.value <= at.value + 1e-4 * (step @ at.gradient)
             flat = (new.value - at.value).abs() <= at.rounding.clamp(min=1e-12)

@@ -91,21 +91,6 @@ def test_targets_outside_the_domain_of_the_transform() -> None:
         MixedEffects({"a": 5}, transform="log").fit(Y, IDS).inverse_scale(Y, IDS)
 
 
-def test_too_many_levels_for_exact_estimation() -> None:
-    n = 2100
-    ids = {"a": torch.arange(1, n + 1), "b": torch.ones(n, dtype=torch.int64)}
-    model = MixedEffects({"a": n + 1, "b": 2})
-    with pytest.raises(
-        ValueError, match=r"exact REML up to 2,000 sampled levels of 'a', 'b' together, got 2,101; .* leave"
-    ):
-        model.fit(torch.arange(float(n)).unsqueeze(1), ids)
-    assert not model.is_fitted
-    pairs = {"a": torch.arange(1, 1101), "b": torch.arange(1, 1101) % 100 + 1, "c": torch.ones(1100, dtype=torch.int64)}
-    model = MixedEffects({"a": 1101, "b": 101, "c": 2}, cells=["a", "b"])
-    with pytest.raises(ValueError, match="levels of 'a', 'b', 'c' and their cells together, got 2,301; a single"):
-        model.fit(torch.arange(1100.0).unsqueeze(1), pairs)
-
-
 def test_many_large_columns_need_no_common_key_unless_they_are_combined() -> None:
     sizes = dict.fromkeys("abcdef", 10**5)
     with pytest.raises(ValueError, match=r"product of at most 2\*\*62 for cells to have integer keys"):
