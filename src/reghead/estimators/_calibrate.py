@@ -18,8 +18,8 @@ from reghead.estimators._model import TableModel
 from reghead.estimators._part import Part
 from reghead.estimators._table import resolve
 
-Refit = Callable[[Part, Part], TableModel]
-"""From training rows, and rows to stop early by, to a model like the one to calibrate."""
+Refit = Callable[[Part], TableModel]
+"""From training rows to a model trained for as many epochs as the one to calibrate."""
 FOLDS = 5
 
 
@@ -68,7 +68,8 @@ def calibrate(
     """Calibrate the intervals of ``model`` for known environments and for new ones.
 
     For known ones on the rows it stopped early by; for new ones out of fold, each environment predicted by a model
-    that has seen none of its rows.
+    that has seen none of its rows. Those models are trained on all other rows for the number of epochs that was best
+    for ``model``: the one thing that they know of what they are to predict.
 
     Args:
         model: Fitted on ``part``.
@@ -91,7 +92,7 @@ def calibrate(
             _, group = np.unique(stacked, axis=1, return_inverse=True)
             # A row without a label is of no environment that could be left out.
             group = np.where((stacked > 0).all(axis=0), group.reshape(-1) + 1, 0)
-            found.append((*_out_of_fold(everything, len(held.target), group, refit, rng), group))
+            found.append((*_out_of_fold(everything, group, refit, rng), group))
         counts = [len(np.unique(group[kept])) for _, _, kept, group in found]
         intervals = CalibratedIntervals({column: sizes[column] for column in columns}, levels, counts)
         intervals.observe({column: i for column, i in _ids(model, part).items() if column in columns})
@@ -112,27 +113,21 @@ def calibrate(
 
 
 def _out_of_fold(
-    rows: Part, held: int, group: npt.NDArray[np.int64], refit: Refit, rng: np.random.RandomState
+    rows: Part, group: npt.NDArray[np.int64], refit: Refit, rng: np.random.RandomState
 ) -> tuple[Tensor, Tensor, npt.NDArray[np.int64]]:
     """Predictions for rows of environments that the model had not seen, their targets and positions.
 
     Args:
-        rows: The training rows, and after them the ``held`` ones to stop early by.
-        held: Their number.
+        rows: All of them.
         group: The environment of each row; 0 is none.
         refit: Fits a model.
         rng: Deals environments to folds.
     """
     distinct = rng.permutation(np.unique(group[group > 0]))
-    is_held = np.arange(len(rows.target)) >= len(rows.target) - held
     preds, positions = [], []
     for fold in np.array_split(distinct, min(FOLDS, len(distinct))):
         out = np.isin(group, fold)
-        stop = ~out & is_held
-        if not stop.any():  # all of them are of this fold's environments: others take their place
-            stop[rng.permutation(np.flatnonzero(~out))[: max(held // 2, 1)]] = True
-        model = refit(rows.take(~out & ~stop), rows.take(stop))
-        preds.append(model.predict(rows.take(out)))
+        preds.append(refit(rows.take(~out)).predict(rows.take(out)))
         positions.append(np.flatnonzero(out))
     kept = np.concatenate(positions)
     return torch.cat(preds), torch.from_numpy(rows.target[kept]), kept

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from reghead._warnings import UnseenCategoryWarning
 from reghead.config import RegressionConfig
 from reghead.estimators._data import Data, Lazy, Rows
+from reghead.estimators._features import Bins, Features, make_bins
 from reghead.estimators._model import TableModel
 from reghead.estimators._part import Part
 from reghead.estimators._preprocessor import Preprocessor
@@ -33,6 +34,7 @@ def fit_model(
     device: torch.device,
     seed: int,
     feature_clip: float | None = None,
+    embed: bool = False,
     start: TableModel | None = None,
     processes: Processes = ALONE,
     callbacks: Iterable[Callback] = (),
@@ -53,6 +55,7 @@ def fit_model(
         dtype: Of the features and parameters.
         device: Where to train.
         feature_clip: As in :class:`Preprocessor`.
+        embed: Whether numbers are embedded.
         seed: Of initial weights, order and dropout.
         start: What to continue from, with its statistics and labels, or None.
         processes: Those that train together.
@@ -60,19 +63,16 @@ def fit_model(
         checkpoint: Keeps the state after every epoch.
 
     Raises:
-        ValueError: If ``start`` was fitted with another configuration.
+        ValueError: If ``start`` was fitted with another configuration, or embedded numbers are not all in memory.
     """
-    levels = config.head.quantiles
     mixed = config.normalizer is not None and config.normalizer.method == "mixed_effects"
-    if mixed and levels is not None and not levels[0] <= 0.5 <= levels[-1]:
-        raise ValueError(
-            f"a mixed model spreads quantiles around the median, which the levels {levels} do not reach; add 0.5"
-        )
     if mixed and start is not None:
         raise ValueError(
             "warm_start cannot go on from a mixed model, whose residuals are those of the rows it was fitted on; "
-            "set warm_start=False"
+            "set warm_start=False or normalize='moments'"
         )
+    if embed and (len(parts) > 1 or processes.size > 1):
+        raise ValueError("the bins of embedded numbers need all training rows in memory and in one process")
     training, validation = _Mine(parts, processes), None if held is None else _Mine(held, processes)
     preprocessor = Preprocessor(names, config.head.columns, feature_clip) if start is None else start.preprocessor
     if start is None:
@@ -82,14 +82,16 @@ def fit_model(
     cardinalities = None if preprocessor.encoder is None else preprocessor.encoder.cardinalities
     config = config.with_data(in_features=preprocessor.in_features, cardinalities=cardinalities)
     if start is not None:
-        if config != start.config:
+        embedded = start.features.bins is not None
+        if (config, feature_clip, embed) != (start.config, preprocessor.clip, embedded):
             raise ValueError(
-                "warm_start continues a fit with the same head, loss and normalizer, and their arguments or the data "
-                "have changed; set warm_start=False"
+                "warm_start continues a fit with the same features, head, loss and normalizer, and their arguments or "
+                "the data have changed; set warm_start=False"
             )
         model = copy.deepcopy(start).to(device)
         model.options = options
     else:
+        bins = _make_bins(preprocessor, training.part(0)) if embed else None
         with seeded(seed, device):
             model = TableModel(
                 preprocessor,
@@ -98,6 +100,7 @@ def fit_model(
                 outputs,
                 names_given=names_given,
                 one_dimensional=len(outputs) == 1 if one_dimensional is None else one_dimensional,
+                bins=bins,
                 device=device,
                 dtype=dtype,
             )
@@ -109,7 +112,7 @@ def fit_model(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UnseenCategoryWarning)  # held-back rows may have new categories
         history = train(
-            model.head,
+            model.network,
             loss,
             training.data(lambda part: model.to_z(_to_rows(model, part))),
             options,
@@ -122,6 +125,13 @@ def fit_model(
             checkpoint=checkpoint,
         )
     return model, history
+
+
+def _make_bins(preprocessor: Preprocessor, part: Part) -> Bins:
+    x, _ = preprocessor.transform(part, torch.float64, expect_unseen=True)
+    numbers = len(preprocessor.numeric)
+    bounded = Features(numbers, x.shape[1] - numbers, clip=preprocessor.clip, dtype=torch.float64)(x)
+    return make_bins(bounded[:, :numbers].numpy(), part.weight)
 
 
 class _Mine:

@@ -12,15 +12,15 @@ from reghead._persistence import SelfDescribing
 from reghead.categories import CategoryEncoder
 from reghead.config import RegressionConfig
 from reghead.estimators._data import Rows
+from reghead.estimators._features import Bins, Features
 from reghead.estimators._intervals import CalibratedIntervals
+from reghead.estimators._network import Network
 from reghead.estimators._part import Part
-from reghead.estimators._preprocessor import Preprocessor
+from reghead.estimators._preprocessor import STATE, Preprocessor
 from reghead.estimators._training import TrainingOptions, predict
 from reghead.functional import nearest_level
 from reghead.heads import RegressionHead
 from reghead.normalization import CategoryNormalizer, MixedEffects
-
-_STATE = ("mean", "scale", "indicated", "target_scale")
 
 
 class TableModel(SelfDescribing):
@@ -33,6 +33,7 @@ class TableModel(SelfDescribing):
         outputs: Names of the targets.
         names_given: Whether the table named its columns.
         one_dimensional: Whether the target had shape ``(B,)``.
+        bins: Edges of the bins of each number, where numbers are embedded.
         device: Where the parameters live.
         dtype: Of the parameters.
     """
@@ -50,6 +51,7 @@ class TableModel(SelfDescribing):
         *,
         names_given: bool = True,
         one_dimensional: bool = False,
+        bins: Bins | None = None,
         device: torch.device | None = None,
         dtype: torch.dtype,
     ) -> None:
@@ -58,11 +60,26 @@ class TableModel(SelfDescribing):
         self.names_given, self.one_dimensional = names_given, one_dimensional
         for name, value in preprocessor.state().items():
             self.register_buffer(name, value)
-        self.head = RegressionHead.from_config(config.head, encoder=preprocessor.encoder, device=device, dtype=dtype)
+        numbers = len(preprocessor.numeric)
+        self.features = Features(
+            numbers,
+            (config.head.in_features or 0) - numbers,
+            clip=preprocessor.clip,
+            bins=bins,
+            dtype=dtype,
+            device=device,
+        )
+        head = config.head.with_data(in_features=self.features.out_features)
+        self.head = RegressionHead.from_config(head, encoder=preprocessor.encoder, device=device, dtype=dtype)
         self.intervals: CalibratedIntervals | None = None
         self.normalizer = _make_normalizer(config)
         if self.normalizer is not None:
             self.normalizer.to(device)
+
+    @property
+    def network(self) -> Network:
+        """What is trained: the head, and what it sees of the numbers."""
+        return Network(self.features, self.head)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -83,7 +100,7 @@ class TableModel(SelfDescribing):
         if isinstance(self.normalizer, MixedEffects):
             if self.normalizer.is_fitted:
                 raise ValueError("a mixed model needs all training rows in memory and in one process")
-            self.normalizer.fit(rows.target, rows.categories, rows.x, weight=rows.weight)
+            self.normalizer.fit(rows.target, rows.categories, self.features.linear(rows.x), weight=rows.weight)
         elif self.normalizer is not None:
             self.normalizer.partial_fit(rows.target, rows.categories, weight=rows.weight)
 
@@ -92,7 +109,7 @@ class TableModel(SelfDescribing):
         z = rows.target
         if isinstance(self.normalizer, MixedEffects):
             # Each from all rows but itself: the model has seen the row, and would be too sure of rare categories.
-            z = self.normalizer.leave_one_out(z, rows.categories, rows.x, weight=rows.weight)
+            z = self.normalizer.leave_one_out(z, rows.categories, self.features.linear(rows.x), weight=rows.weight)
         elif self.normalizer is not None:
             z = self.normalizer(z, rows.categories)
         return rows._replace(target=z.to(self.dtype))
@@ -103,7 +120,8 @@ class TableModel(SelfDescribing):
             return preds
         output_dim: Literal[-1, -2] = -1 if self.config.head.quantiles is None else -2
         if isinstance(self.normalizer, MixedEffects):
-            return self.normalizer.inverse(preds, ids, x, output_dim=output_dim, center=self._center(preds))
+            linear, center = self.features.linear(x), self._center(preds)
+            return self.normalizer.inverse(preds, ids, linear, output_dim=output_dim, center=center)
         return self.normalizer.inverse(preds, ids, output_dim=output_dim)
 
     def predict(self, part: Part) -> Tensor:
@@ -111,7 +129,7 @@ class TableModel(SelfDescribing):
         x, ids = self.preprocessor.transform(part, self.dtype)
         x, ids = x.to(self.device), {column: i.to(self.device) for column, i in ids.items()}
         # In float64: float32 has no minutes in a target of 1.7e9 seconds.
-        return self.to_own_units(predict(self.head, x, ids).to(torch.float64), x, ids).cpu()
+        return self.to_own_units(predict(self.network, x, ids).to(torch.float64), x, ids).cpu()
 
     def point(self, preds: Tensor) -> Tensor:
         """The point prediction among ``preds``: of each output the trained quantile nearest the median."""
@@ -130,10 +148,15 @@ class TableModel(SelfDescribing):
         return ends
 
     def _center(self, preds: Tensor) -> Tensor | None:
-        """The median that quantiles are spread around: between two levels as in a normal distribution."""
+        """The median that quantiles are spread around: between two levels as in a normal distribution.
+
+        With all levels on one side of it, it is taken to be that of the mixed model.
+        """
         levels = self.config.head.quantiles
         if levels is None:
             return None
+        if not levels[0] <= 0.5 <= levels[-1]:
+            return torch.zeros_like(preds[..., 0])
         above = next(i for i, level in enumerate(levels) if level >= 0.5)
         if levels[above] == 0.5:
             return preds[..., above]
@@ -155,6 +178,7 @@ class TableModel(SelfDescribing):
             "names_given": self.names_given,
             "rows": self.preprocessor.rows,
             "feature_clip": self.preprocessor.clip,
+            "bins": self.features.bins,
             "outputs": list(self.outputs),
             "one_dimensional": self.one_dimensional,
             "dtype": str(self.dtype).removeprefix("torch."),
@@ -174,7 +198,7 @@ class TableModel(SelfDescribing):
                 preprocessor.encoder = CategoryEncoder.from_dict(description["encoder"])
             options, outputs = TrainingOptions(**description["training"]), tuple(description["outputs"])
             preprocessor.target_scale = np.ones(len(outputs))
-            shapes = {name: description[name] for name in ("names_given", "one_dimensional")}
+            shapes = {name: description[name] for name in ("names_given", "one_dimensional", "bins")}
             dtype = {"float32": torch.float32, "float64": torch.float64}[description["dtype"]]
         except (KeyError, TypeError) as error:
             raise ValueError(f"the description of a fitted table model is not complete: {error}") from error
@@ -185,7 +209,7 @@ class TableModel(SelfDescribing):
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        for name in _STATE:
+        for name in STATE:
             setattr(self.preprocessor, name, getattr(self, name).cpu().numpy().copy())
 
 

@@ -15,26 +15,29 @@ from reghead.categories import CategoryEncoder, GroupStatistics
 from reghead.estimators._part import FloatArray, Part
 from reghead.estimators._processes import Processes
 
+STATE = ("mean", "scale", "indicated", "low", "high", "target_scale")
+
 
 class Preprocessor:
     r"""Numbers standardised by the mean and standard deviation of the training rows, and ids of the categories.
 
     A missing number becomes the mean, and a column that has missing numbers in training brings an indicator of them.
-    With ``clip`` c a standardised number z becomes :math:`z / \sqrt{1 + (z / c)^2}`, bounded by c (smooth
-    clipping, Holzmüller, Grinsztajn and Steinwart 2024).
-
-    NOTE[DIFF] the paper scales by quantiles; mean and deviation can be merged, and one extreme value still moves them.
+    With ``clip`` a number outside the range of the training rows is first set to the nearest end of it: nothing is
+    known of what lies beyond, and a line that is followed there may lead anywhere. :class:`Features` has the rest of
+    it.
 
     Args:
         names: All columns of the table, in their order.
         categories: The categorical ones among them.
-        clip: About the largest standardised number; None leaves them as they are.
+        clip: About the largest standardised number that a head is to see; None leaves numbers as they are.
 
     Attributes:
         rows: Training rows so far.
         mean: Of each numeric column, float64.
         scale: Its standard deviation; 1 for a constant column.
         indicated: Whether it had missing numbers.
+        low: Its smallest number.
+        high: Its largest number.
         target_scale: Standard deviation of each target; 1 for a constant one.
     """
 
@@ -47,6 +50,8 @@ class Preprocessor:
         self.mean: FloatArray = np.zeros(len(self.numeric))
         self.scale: FloatArray = np.ones(len(self.numeric))
         self.indicated: npt.NDArray[np.bool_] = np.zeros(len(self.numeric), bool)
+        self.low: FloatArray = np.full(len(self.numeric), np.inf)
+        self.high: FloatArray = np.full(len(self.numeric), -np.inf)
         self.target_scale: FloatArray = np.ones(0)
         self._moments: GroupStatistics | None = None
 
@@ -66,6 +71,8 @@ class Preprocessor:
         moments = _moments(np.concatenate([part.numbers, part.target], axis=1, dtype=np.float64), part.weight)
         self._moments = moments if self._moments is None else self._moments.merge(moments)
         self.indicated |= np.isnan(part.numbers).any(axis=0)
+        self.low = np.fmin(self.low, np.fmin.reduce(part.numbers, axis=0, initial=np.inf))
+        self.high = np.fmax(self.high, np.fmax.reduce(part.numbers, axis=0, initial=-np.inf))
         if self.encoder is not None and len(part.target):
             self.encoder.partial_fit(part.labels)
         self._estimate()
@@ -75,10 +82,13 @@ class Preprocessor:
         if processes.size == 1:
             return
         assert self._moments is not None
-        gathered = processes.gather((self.rows, self.indicated, [part.numpy() for part in self._moments.parts]))
-        self.rows = sum(rows for rows, _, _ in gathered)
-        self.indicated = np.any([indicated for _, indicated, _ in gathered], axis=0)
-        first, *others = (GroupStatistics(*map(torch.from_numpy, parts)) for _, _, parts in gathered)
+        ends = (self.low, self.high)
+        gathered = processes.gather((self.rows, self.indicated, ends, [part.numpy() for part in self._moments.parts]))
+        self.rows = sum(rows for rows, _, _, _ in gathered)
+        self.indicated = np.any([indicated for _, indicated, _, _ in gathered], axis=0)
+        self.low = np.min([low for _, _, (low, _), _ in gathered], axis=0)
+        self.high = np.max([high for _, _, (_, high), _ in gathered], axis=0)
+        first, *others = (GroupStatistics(*map(torch.from_numpy, parts)) for _, _, _, parts in gathered)
         for other in others:
             first = first.merge(other)
         self._moments = first
@@ -91,9 +101,10 @@ class Preprocessor:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Features, and ids; a label not seen in training is 0."""
         missing = np.isnan(part.numbers)
-        standardized = np.where(missing, 0.0, (part.numbers - self.mean) / self.scale)
-        if self.clip is not None:
-            standardized = standardized / np.hypot(1.0, standardized / self.clip)
+        numbers = part.numbers
+        if self.clip is not None:  # within the ends, and a column of which nothing is known stays at its mean
+            numbers = np.clip(numbers, np.fmin(self.low, self.mean), np.fmax(self.high, self.mean))
+        standardized = np.where(missing, 0.0, (numbers - self.mean) / self.scale)
         blank = np.zeros((len(part.numbers), 0 if self.numeric else 1))
         features = np.concatenate([standardized, missing[:, self.indicated], blank], axis=1)
         if self.encoder is None:
@@ -107,8 +118,7 @@ class Preprocessor:
 
     def state(self) -> dict[str, Any]:
         """What was learned from the numbers, as tensors."""
-        names = ("mean", "scale", "indicated", "target_scale")
-        return {name: torch.from_numpy(getattr(self, name).copy()) for name in names}
+        return {name: torch.from_numpy(getattr(self, name).copy()) for name in STATE}
 
     def _estimate(self) -> None:
         assert self._moments is not None

@@ -1,5 +1,7 @@
 """The scikit-learn regressor."""
 
+import dataclasses
+import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self
@@ -54,7 +56,9 @@ class HeadRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         activation: Nonlinearity of the hidden layers.
         norm: Normalization of the hidden layers: None, ``"layer"`` or ``"rms"``.
         residual: Add a linear map of the features to the output.
-        feature_clip: Bounds standardised numbers by this, smoothly: at c one becomes 0.71 c. None leaves them.
+        feature_clip: Bounds standardised numbers by this, smoothly: at c one becomes 0.71 c; and a number beyond those
+            of training counts as the nearest of them. None leaves numbers as they are.
+        numeric_embeddings: Whether numbers are embedded by functions that may bend at their quantiles.
         embedding_dim: Width of each column's embedding.
         fusion: How the embeddings of all columns join the features: ``"concat"``, ``"add"`` or None.
         film: Columns that modulate the hidden layers.
@@ -70,7 +74,8 @@ class HeadRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         partial_pooling: Pulls the categories of ``scaler`` and ``wide`` to the population: the variance of the noise
             over that of the effects.
         unknown_dropout: Share of training rows whose categories are hidden, so that the unknown is trained too.
-        ensemble: Members that share the hidden layers' weights and predict by their mean.
+        ensemble: Members that share the hidden layers' weights and predict by their mean. ``"auto"`` is 8, and 1 where
+            there are no hidden layers or experts are in their place.
         loss: The type of loss, as in :class:`~reghead.config.LossConfig`; ``"quantile"`` predicts quantiles.
         quantiles: Levels of a quantile loss; (0.1, 0.5, 0.9) if left out.
         delta: Where the Huber losses turn linear, in standard deviations of the normalized target.
@@ -79,11 +84,11 @@ class HeadRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         base: What the asymmetric loss multiplies.
         expectile: Level of the expectile loss.
         per_output: Target, by name or position, to a loss of its own.
-        normalize: Whether the target is standardised at all.
-        mixed_effects: Whether the target is normalized by a linear mixed model of the features and of all
-            ``categories`` (:class:`~reghead.normalization.MixedEffects`), of which the head learns the residual;
-            combinations of ``normalize_by`` have effects of their own in it.
-        normalize_by: Columns whose combinations have a mean and a standard deviation of their own.
+        normalize: What the head learns. ``"mixed_effects"``: what a linear mixed model of the features and of all
+            ``categories`` (:class:`~reghead.normalization.MixedEffects`) leaves. ``"moments"``: the standardised
+            target (:class:`~reghead.normalization.CategoryNormalizer`). None: the target.
+        normalize_by: Columns whose combinations have, with ``"moments"``, a mean and a standard deviation of their own;
+            with ``"mixed_effects"``, two columns or more whose combinations have effects beside those of the columns.
         shrinkage: ``"none"`` or ``"empirical_bayes"``; see :class:`~reghead.normalization.CategoryNormalizer`.
         fallback: ``"global"`` or ``"additive"``, for combinations not seen.
         calibrate_by: Columns that make up an environment, from coarse to fine, such as ``["location", "season"]``:
@@ -91,7 +96,8 @@ class HeadRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
             again without whole environments. Needs ``loss="quantile"`` and rows held back.
         target_transform: Of the target, before it is standardised.
         max_epochs: Passes over the training rows, at most.
-        batch_size: Rows in a step; all rows where there are no more.
+        batch_size: Rows in a step; all rows where there are no more. ``"auto"`` is the power of 2 nearest to a
+            sixteenth of the training rows, between 32 and 1,024.
         lr: Learning rate.
         categorical_lr: Learning rate of the tables of categories; ``lr`` if left out.
         weight_decay: Decoupled weight decay.
@@ -108,7 +114,7 @@ class HeadRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
 
     Attributes:
         head_: The fitted head.
-        normalizer_: The fitted normalizer of the target, or None with ``normalize=False``.
+        normalizer_: The fitted normalizer of the target, or None with ``normalize=None``.
         encoder_: The labels of the categories, or None.
         config_: Everything as a :class:`~reghead.config.RegressionConfig`.
         target_names_: Names of the targets.
@@ -141,7 +147,8 @@ class HeadRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         activation: str = "relu",
         norm: str | None = None,
         residual: bool = False,
-        feature_clip: float | None = None,
+        feature_clip: float | None = 3.0,
+        numeric_embeddings: bool = True,
         embedding_dim: int = 16,
         fusion: str | None = "concat",
         film: Sequence[Column] = (),
@@ -154,9 +161,9 @@ class HeadRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         bounds: tuple[float, float] | None = None,
         learnable_scale: bool = False,
         partial_pooling: float = 0.0,
-        unknown_dropout: float = 0.0,
-        ensemble: int = 1,
-        loss: str = "huber",
+        unknown_dropout: float = 0.1,
+        ensemble: int | Literal["auto"] = "auto",
+        loss: str = "mse",
         quantiles: Sequence[float] | None = None,
         delta: float = 1.0,
         over_penalty: float = 1.0,
@@ -164,15 +171,14 @@ class HeadRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         base: str = "mse",
         expectile: float = 0.5,
         per_output: Mapping[str | int, Any] | None = None,
-        normalize: bool = True,
-        mixed_effects: bool = False,
+        normalize: str | None = "mixed_effects",
         normalize_by: Sequence[Column] = (),
         shrinkage: str = "none",
         fallback: str = "global",
         calibrate_by: Column | Sequence[Column] | None = None,
         target_transform: str = "identity",
         max_epochs: int = 200,
-        batch_size: int = 128,
+        batch_size: int | Literal["auto"] = "auto",
         lr: float = 3e-3,
         categorical_lr: float | None = None,
         weight_decay: float = 1e-3,
@@ -209,7 +215,7 @@ class HeadRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
             TypeError: If an argument of the constructor has the wrong type.
             ValueError: If data or arguments are refused, or a warm start finds other arguments than the last fit's.
         """
-        options = self._options()
+        self._options(1)  # refuses what is wrong before anything is read
         continued = self.warm_start and hasattr(self, "head_")
         table, target = self._validate_fit(X, y, reset=not continued)
         names, outputs = names_of(X if hasattr(X, "columns") else table), target_names(y, target)
@@ -230,9 +236,16 @@ class HeadRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
                 labels = validation_labels(self.validation_by, names, part)
                 aside = held_back(len(part.target), self.validation_fraction, labels, rng)
                 held, part = part.take(aside), part.take(~aside)
-        seed = int(rng.randint(2**31 - 1))
+        if self.normalize == "mixed_effects" and len(part.target) < 2:
+            raise ValueError(
+                "a mixed model needs at least 2 rows to train on, got n_samples = 1; give more or set "
+                "normalize='moments'"
+            )
+        seed, options = int(rng.randint(2**31 - 1)), self._options(len(part.target))
 
-        def fit_again(part: Part, held: Part | None, **more: Any) -> tuple[TableModel, History]:
+        def fit_again(
+            part: Part, held: Part | None = None, options: TrainingOptions = options, **more: Any
+        ) -> tuple[TableModel, History]:
             return fit_model(
                 [part],
                 None if held is None else [held],
@@ -246,6 +259,7 @@ class HeadRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
                 device=torch.device(self.device),
                 seed=seed,
                 feature_clip=self.feature_clip,
+                embed=self.numeric_embeddings,
                 **more,
             )
 
@@ -254,7 +268,9 @@ class HeadRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         with progress("HeadRegressor", options.max_epochs, self.verbose) as callbacks:
             model, history = fit_again(part, held, start=self._model if continued else None, callbacks=callbacks)
         if columns and held is not None:
-            model.intervals = calibrate(model, part, held, columns, lambda p, h: fit_again(p, h)[0], rng)
+            best = int(np.argmin(np.nan_to_num(history["validation_loss"], nan=np.inf))) + 1
+            as_long = dataclasses.replace(options, max_epochs=best)
+            model.intervals = calibrate(model, part, held, columns, lambda rows: fit_again(rows, None, as_long)[0], rng)
         model.one_dimensional = target.ndim == 1
         self._adopt(model, history)
         return self
@@ -280,7 +296,9 @@ class HeadRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         model = TableModel.load(path)
         by = None if model.intervals is None else tuple(model.intervals.cardinalities)
         arguments = arguments_of(model.config, model.options)
-        estimator = cls(**arguments, feature_clip=model.preprocessor.clip, calibrate_by=by)
+        of_features: dict[str, Any] = {"feature_clip": model.preprocessor.clip}
+        of_features["numeric_embeddings"] = model.features.bins is not None
+        estimator = cls(**arguments, **of_features, calibrate_by=by)
         estimator._adopt(model, {})
         estimator.n_features_in_ = len(model.preprocessor.names)
         if model.names_given:
@@ -352,10 +370,15 @@ class HeadRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         quantiles = self.predict_quantiles(X)
         return quantiles[..., found[0]], quantiles[..., found[1]]
 
-    def _options(self) -> TrainingOptions:
+    def _options(self, rows: int) -> TrainingOptions:
         check_choice("early_stopping", self.early_stopping, (True, False, "auto"))
-        names = ("max_epochs", "batch_size", "lr", "categorical_lr", "weight_decay", "patience")
-        return TrainingOptions(**{name: getattr(self, name) for name in names})
+        check_choice("numeric_embeddings", self.numeric_embeddings, (True, False))
+        size = self.batch_size
+        if isinstance(size, str):
+            check_choice("batch_size", size, ("auto",))
+            size = min(max(2 ** round(math.log2(max(rows, 1) / 16)), 32), 1024)
+        names = ("max_epochs", "lr", "categorical_lr", "weight_decay", "patience")
+        return TrainingOptions(batch_size=size, **{name: getattr(self, name) for name in names})
 
     def _validate_fit(self, X: Any, y: Any, *, reset: bool) -> tuple[Any, FloatArray]:  # noqa: N803
         if not self.categories:

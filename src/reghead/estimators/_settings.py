@@ -9,6 +9,7 @@ from reghead._checks import check_choice
 from reghead.config import HeadConfig, LossConfig, NormalizerConfig, RegressionConfig
 from reghead.config._base import Config, OptionError
 from reghead.config._loss import LOSS_TYPES
+from reghead.config._normalizer import METHODS
 from reghead.estimators._table import resolve
 from reghead.estimators._training import TrainingOptions
 
@@ -18,6 +19,7 @@ _HEAD = (
     *("hidden_dims", "dropout", "activation", "norm", "residual", "embedding_dim", "scaler_compose", "non_crossing"),
     *("output_activation", "learnable_scale", "unknown_dropout", "partial_pooling", "ensemble"),
 )
+_MEMBERS = 8
 _COLUMNS = ("film", "scaler", "wide")
 _LOSS = ("quantiles", "delta", "over_penalty", "under_penalty", "base", "expectile")
 _SPELLING = {  # fields that an estimator has other names for
@@ -27,6 +29,8 @@ _SPELLING = {  # fields that an estimator has other names for
     "loss.type": "loss",
     "by": "normalize_by",
     "normalizer.by": "normalize_by",
+    "method": "normalize",
+    "normalizer.method": "normalize",
     "transform": "target_transform",
     "normalizer.transform": "target_transform",
 }
@@ -47,31 +51,38 @@ def make_config(given: Any, names: Sequence[str], outputs: tuple[str, ...]) -> R
     by_logit = given.target_transform == "logit"
     fields: dict[str, Any] = {name: resolve(name, getattr(given, name), names) for name in _COLUMNS}
     fields |= {name: getattr(given, name) for name in _HEAD}
-    head = _build(
-        HeadConfig,
-        out_features=len(outputs),
-        columns=columns,
-        fusion=given.fusion if columns else None,
-        moe=moe,
-        bounds=None if by_logit else given.bounds,
-        **fields,
-    )
+    fields |= {"columns": columns, "fusion": given.fusion if columns else None, "moe": moe}
+    fields |= {"out_features": len(outputs), "bounds": None if by_logit else given.bounds}
+    plain = _build(HeadConfig, **fields | {"unknown_dropout": 0.0, "ensemble": 1})
+    if not (plain.fusion or any(getattr(plain, name) for name in _COLUMNS) or (plain.moe and plain.moe.routing)):
+        fields["unknown_dropout"] = 0.0  # nothing uses categories, and nothing has to be told of unknown ones
+    if fields["ensemble"] == "auto":
+        fields["ensemble"] = _MEMBERS if plain.hidden_dims and plain.moe is None else 1
+    head = _build(HeadConfig, **fields)
     loss = _make_loss(given, outputs)
+    check_choice("normalize", given.normalize, (*METHODS, None))
+    by = resolve("normalize_by", given.normalize_by, names)
+    if given.normalize == "mixed_effects" and len(by) == 1:
+        raise ValueError(
+            f"a mixed model has effects of every column, so normalize_by {list(by)} says nothing; name two or more, "
+            "whose combinations then have effects, or set normalize='moments'"
+        )
     normalizer = _build(
         NormalizerConfig,
-        method="mixed_effects" if given.mixed_effects else "moments",
-        by=resolve("normalize_by", given.normalize_by, names),
+        method=given.normalize or "moments",
+        by=by,
         shrinkage=given.shrinkage,
         fallback=given.fallback,
         transform=given.target_transform,
         bounds=given.bounds if by_logit else None,
     )
-    if not given.normalize and normalizer != NormalizerConfig():
+    if given.normalize is None and normalizer != NormalizerConfig():
         raise ValueError(
-            "normalize=False leaves the target on its own scale, and normalize_by, mixed_effects, shrinkage, fallback "
-            "and target_transform ask for another; keep one of them"
+            "normalize=None leaves the target on its own scale, and normalize_by, shrinkage, fallback and "
+            "target_transform ask for another; keep one of them"
         )
-    config = _build(RegressionConfig, head=head, loss=loss, normalizer=normalizer if given.normalize else None)
+    used = None if given.normalize is None else normalizer
+    config = _build(RegressionConfig, head=head, loss=loss, normalizer=used)
     return config.on_target_scale()
 
 
@@ -84,8 +95,8 @@ def arguments_of(config: RegressionConfig, options: TrainingOptions) -> dict[str
         fields["quantiles"] = None
     fields |= {"shrinkage": normalizer.shrinkage, "fallback": normalizer.fallback}
     fields |= {"normalize_by": normalizer.by, "target_transform": normalizer.transform}
-    fields |= {"categories": head.columns, "loss": loss.type, "normalize": config.normalizer is not None}
-    fields["mixed_effects"] = normalizer.method == "mixed_effects"
+    fields |= {"categories": head.columns, "loss": loss.type}
+    fields["normalize"] = None if config.normalizer is None else normalizer.method
     return fields | {"bounds": head.bounds or normalizer.bounds, **vars(options)}
 
 

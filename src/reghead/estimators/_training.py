@@ -15,6 +15,7 @@ from reghead._checks import check_int, check_number
 from reghead._optional import import_optional
 from reghead._typing import Categories
 from reghead.estimators._data import Data, Rows, take_ids
+from reghead.estimators._network import Network
 from reghead.estimators._processes import ALONE, Processes
 from reghead.estimators._state import TrainingState
 from reghead.heads import RegressionHead
@@ -83,7 +84,7 @@ def predict(head: nn.Module, x: Tensor, categories: Categories, batch_size: int 
 
 
 def train(
-    head: RegressionHead,
+    head: RegressionHead | Network,
     loss: nn.Module,
     data: Data,
     options: TrainingOptions,
@@ -102,7 +103,8 @@ def train(
     without the break. No generator of torch's is left changed.
 
     Args:
-        head: Any head; the losses that it returns beside its predictions are added.
+        head: Any head, alone or with what it sees of a table; the losses that it returns beside its predictions are
+            added.
         loss: Takes ``(preds, target, weight=)``; parameters of its own are trained without decay.
         data: The training rows, targets in z.
         options: How to train.
@@ -195,7 +197,9 @@ class _Step(NamedTuple):
 class _Objective(nn.Module):
     """Head and loss as one module, so that processes share the gradients of both."""
 
-    def __init__(self, head: RegressionHead, loss: nn.Module, mean_weight: float, processes: Processes) -> None:
+    def __init__(
+        self, head: RegressionHead | Network, loss: nn.Module, mean_weight: float, processes: Processes
+    ) -> None:
         super().__init__()
         self.head, self.loss, self._mean_weight, self._processes = head, loss, mean_weight, processes
 
@@ -260,7 +264,7 @@ def _epoch(
     return {name: (value / sums["mass"]).tolist() for name, value in sums.items() if name != "mass"}
 
 
-def _score(head: RegressionHead, validation: Data, score: Score, processes: Processes) -> float:
+def _score(head: nn.Module, validation: Data, score: Score, processes: Processes) -> float:
     """The mean over the validation rows of all chunks and processes."""
     total = torch.zeros(2, dtype=torch.float64)
     for rows in validation.chunks:
@@ -271,7 +275,7 @@ def _score(head: RegressionHead, validation: Data, score: Score, processes: Proc
     return value / mass if mass else math.nan
 
 
-def _optimizer(head: RegressionHead, loss: nn.Module, options: TrainingOptions) -> torch.optim.Optimizer:
+def _optimizer(head: RegressionHead | Network, loss: nn.Module, options: TrainingOptions) -> torch.optim.Optimizer:
     groups = head.param_groups(options.lr, categorical_lr=options.categorical_lr, weight_decay=options.weight_decay)
     learned = list(loss.parameters())
     if learned:

@@ -1,5 +1,6 @@
 """HeadRegressor: tables in, predictions in the target's own units out, and scikit-learn around it."""
 
+import copy
 import pickle
 import subprocess
 import sys
@@ -21,6 +22,10 @@ from reghead.estimators import HeadRegressor
 QUICK: dict[str, Any] = {"hidden_dims": (8,), "max_epochs": 40, "lr": 0.03, "random_state": 0}
 
 
+# All rows in one step, and none of them hidden: a row and its repetition are then one row of twice the weight.
+REPEATABLE: dict[str, Any] = {"batch_size": 128, "unknown_dropout": 0.0}
+
+
 def shifted(n: int = 120, seed: int = 0) -> tuple[pd.DataFrame, np.ndarray]:
     """Three sites that differ by their level and slope."""
     rng = np.random.default_rng(seed)
@@ -35,9 +40,9 @@ def shifted(n: int = 120, seed: int = 0) -> tuple[pd.DataFrame, np.ndarray]:
         {"film": ["site"]},
         {"scaler": ["site"], "fusion": None},
         {"wide": ["site"], "fusion": None},
-        {"normalize_by": ["site"], "shrinkage": "empirical_bayes", "fusion": None},
+        {"normalize": "moments", "normalize_by": ["site"], "shrinkage": "empirical_bayes", "fusion": None},
         {"moe": {"num_experts": 3, "routing": ["site"]}},
-        {"fusion": "add", "unknown_dropout": 0.1},
+        {"fusion": "add", "unknown_dropout": 0.2},
         {"target_transform": "log"},
         {"bounds": (0.0, 1000.0)},
         {"output_activation": "softplus"},
@@ -85,9 +90,10 @@ def test_a_missing_number_becomes_the_mean_and_is_indicated() -> None:
     X, y = rng.normal(size=(100, 2)), rng.normal(size=100)  # noqa: N806
     X[::3, 0] = np.nan
     y[::3] += 10.0  # only the indicator can tell
-    model = HeadRegressor(**QUICK).fit(X, y)
+    model = HeadRegressor(numeric_embeddings=False, **QUICK).fit(X, y)
     assert model.head_.in_features == 3
     assert model.score(X, y) > 0.8
+    assert HeadRegressor(**QUICK).fit(X, y).score(X, y) > 0.8
     complete = HeadRegressor(**QUICK).fit(np.nan_to_num(X), y)
     holes, means = np.nan_to_num(X), np.nan_to_num(X)
     holes[0], means[0] = np.nan, np.nan_to_num(X).mean(0)
@@ -103,7 +109,7 @@ def test_a_table_of_categories_alone() -> None:
 
 def test_quantiles_intervals_and_the_median() -> None:
     X, y = shifted(400)  # noqa: N806
-    model = HeadRegressor(["site"], loss="quantile", normalize_by=["site"], **QUICK).fit(X, y)
+    model = HeadRegressor(["site"], loss="quantile", normalize="moments", normalize_by=["site"], **QUICK).fit(X, y)
     quantiles = model.predict_quantiles(X)
     assert quantiles.shape == (400, 3)
     assert (np.diff(quantiles) >= 0).all()
@@ -122,7 +128,7 @@ def test_an_interval_that_was_not_fitted_is_refused() -> None:
         model.predict_interval(X, 80)
     point = HeadRegressor(["site"], **QUICK).fit(X, y)
     for call in (point.predict_quantiles, lambda X: point.predict_interval(X, 0.8)):  # noqa: N803
-        with pytest.raises(ValueError, match="loss='huber' predicts no quantiles; fit with loss='quantile'"):
+        with pytest.raises(ValueError, match="loss='mse' predicts no quantiles; fit with loss='quantile'"):
             call(X)
 
 
@@ -143,7 +149,7 @@ def test_integer_weights_are_repetitions_and_zero_is_no_row() -> None:
     X, y = shifted(40)  # noqa: N806
     count = np.arange(40) % 3
     index = np.repeat(np.arange(40), count)
-    options = {**QUICK, "normalize_by": ["site"]}
+    options = {**QUICK, **REPEATABLE, "normalize": "moments", "normalize_by": ["site"]}
     weighted = HeadRegressor(["site"], **options).fit(X, y, sample_weight=count)
     repeated = HeadRegressor(["site"], **options).fit(X.iloc[index], y[index])
     np.testing.assert_allclose(weighted.predict(X), repeated.predict(X), rtol=1e-6)
@@ -164,8 +170,9 @@ def test_integer_weights_are_repetitions_in_every_term_of_the_objective(options:
     X, y = shifted(40)  # noqa: N806
     count = np.arange(40) % 3
     index = np.repeat(np.arange(40), count)
-    weighted = HeadRegressor(["site"], **QUICK, **options).fit(X, y, sample_weight=count)
-    repeated = HeadRegressor(["site"], **QUICK, **options).fit(X.iloc[index], y[index])
+    options = {**QUICK, **REPEATABLE, **options}
+    weighted = HeadRegressor(["site"], **options).fit(X, y, sample_weight=count)
+    repeated = HeadRegressor(["site"], **options).fit(X.iloc[index], y[index])
     np.testing.assert_allclose(weighted.predict(X), repeated.predict(X), rtol=1e-6)
     for name, values in weighted.history_.items():
         np.testing.assert_allclose(values, repeated.history_[name], rtol=1e-6, err_msg=name)
@@ -250,11 +257,12 @@ def test_early_stopping_by_rows_by_whole_categories_and_by_given_rows() -> None:
 
 def test_a_warm_start_continues() -> None:
     X, y = shifted()  # noqa: N806
-    model = HeadRegressor(["site"], warm_start=True, **QUICK).fit(X, y)
+    model = HeadRegressor(["site"], warm_start=True, normalize="moments", **QUICK).fit(X, y)
     first = model.history_["train_loss"]
     assert model.fit(X, y).history_["train_loss"][0] < first[1]
-    with pytest.raises(ValueError, match="warm_start continues a fit with the same head"):
-        model.set_params(hidden_dims=(4,)).fit(X, y)
+    for change in ({"hidden_dims": (4,)}, {"feature_clip": None}, {"numeric_embeddings": False}):
+        with pytest.raises(ValueError, match="warm_start continues a fit with the same features, head"):
+            copy.deepcopy(model).set_params(**change).fit(X, y)
 
 
 def test_pipeline_grid_search_cross_validation_and_pickle() -> None:
@@ -278,6 +286,13 @@ def test_pipeline_grid_search_cross_validation_and_pickle() -> None:
         ({"early_stopping": True, "validation_fraction": 1.0}, "validation_fraction"),
         ({"max_epochs": 0}, "max_epochs"),
         ({"loss": "hubre"}, "loss must be one of .*did you mean 'huber'"),
+        ({"hidden_dims": 5}, "hidden_dims must be a sequence of integers"),
+        ({"ensemble": "many"}, "ensemble must be an integer, got 'many'"),
+        ({"batch_size": "many"}, "batch_size must be one of 'auto', got 'many'"),
+        ({"moe": [3]}, "moe must be a MoEConfig or a mapping"),
+        ({"numeric_embeddings": "yes"}, "numeric_embeddings must be one of True, False, got 'yes'"),
+        ({"normalize": True}, "normalize must be one of 'moments', 'mixed_effects', None, got True"),
+        ({"normalize_by": ["site"]}, r"normalize_by \['site'\] says nothing; name two or more, .* normalize='moments'"),
     ],
 )
 def test_arguments_are_refused_in_fit(options: dict[str, Any], message: str) -> None:

@@ -50,6 +50,9 @@ def test_parts_are_one_fit_and_that_of_the_textbook(sizes: list[int], seed: int)
     one, many = fitted(whole), fitted(*pieces)
     for name in ("mean", "scale", "target_scale"):
         np.testing.assert_allclose(getattr(many, name), getattr(one, name), rtol=1e-12)
+    for ends in (one, many):
+        np.testing.assert_array_equal(ends.low, np.nanmin(whole.numbers, axis=0))
+        np.testing.assert_array_equal(ends.high, np.nanmax(whole.numbers, axis=0))
     assert np.array_equal(many.indicated, one.indicated)
     assert many.rows == one.rows == rows
     assert many.encoder is not None
@@ -85,6 +88,23 @@ def test_a_missing_number_is_the_mean_beside_an_indicator_of_training() -> None:
     # A column that training knew in full has no indicator to say so.
     x, _ = preprocessor.transform(p._replace(numbers=np.array([[np.nan, 4.0]] * 2)), torch.float64)
     assert x.tolist() == [[0.0, 0.0, 0.0]] * 2
+
+
+def test_a_number_beyond_those_of_training_is_the_nearest_of_them_where_asked() -> None:
+    numbers = np.array([[1.0, np.nan], [3.0, np.nan], [8.0, np.nan]])
+    p = Part(numbers, {"lake": ["Como", "Erie", "Erie"]}, np.zeros((3, 1)), None)
+    beyond = p._replace(numbers=np.array([[-1e300, 5.0], [4.0, -5.0], [np.inf, np.nan]]))
+    nearest = p._replace(numbers=np.array([[1.0, np.nan], [4.0, np.nan], [8.0, np.nan]]))
+    for clip in (3.0, None):
+        preprocessor = Preprocessor(["depth", "lake", "light"], ["lake"], clip)
+        preprocessor.partial_fit(p)
+        assert preprocessor.in_features == 3  # the second column has no number, and an indicator
+        found, expected = (preprocessor.transform(each, torch.float64)[0] for each in (beyond, nearest))
+        # Of a column without a number nothing is known: it stays at its mean.
+        assert torch.equal(found[:, :2], expected[:, :2]) is (clip is not None)
+        assert found[:, 2].tolist() == [0.0, 0.0, 1.0]
+    with pytest.raises(ValueError, match="feature_clip must be"):
+        Preprocessor(["a"], [], -1.0)
 
 
 def test_a_label_of_no_training_row_is_unknown_and_told_unless_it_is_expected() -> None:

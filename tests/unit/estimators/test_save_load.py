@@ -20,16 +20,24 @@ QUICK: dict[str, Any] = {"hidden_dims": (6,), "max_epochs": 15, "lr": 0.03, "ran
 OPTIONS: list[dict[str, Any]] = [
     {},
     {"categories": None, "hidden_dims": (), "loss": "mse"},
-    {"categories": ["site", "wet"], "normalize_by": ["site", "wet"], "shrinkage": "empirical_bayes"},
-    {"categories": ["site", "wet"], "normalize_by": ["site", "wet"], "fallback": "additive"},
+    {
+        "categories": ["site", "wet"],
+        "normalize": "moments",
+        "normalize_by": ["site", "wet"],
+        "shrinkage": "empirical_bayes",
+    },
+    {"categories": ["site", "wet"], "normalize": "moments", "normalize_by": ["site", "wet"], "fallback": "additive"},
     {"film": ["site"], "scaler": ["site"], "scaler_compose": "additive", "wide": ["site"], "fusion": "add"},
     {"loss": "quantile", "quantiles": (0.1, 0.9), "non_crossing": False},
     {"loss": "asymmetric", "over_penalty": 2.0, "base": "mae"},
     {"moe": {"num_experts": 3, "routing": ["site"], "gate": "hard"}, "dropout": 0.1, "norm": "layer"},
     {"target_transform": "log1p", "unknown_dropout": 0.1, "residual": True, "activation": "tanh"},
-    {"normalize": False, "output_activation": "softplus"},
+    {"normalize": None, "output_activation": "softplus"},
+    {"normalize": "moments", "ensemble": 1, "numeric_embeddings": False, "feature_clip": None},
+    {"categories": ["site", "wet"], "normalize_by": ["site", "wet"], "feature_clip": 2.0},
+    {"loss": "quantile", "quantiles": (0.8, 0.9)},
     {"bounds": (0.0, 1000.0), "learnable_scale": True, "weight_decay": 0.1, "categorical_lr": 0.1},
-    {"per_output": {"y0": "mae"}, "batch_size": 40, "patience": 3, "delta": 0.5},
+    {"per_output": {"y0": "mae"}, "batch_size": 40, "patience": 3, "loss": "huber", "delta": 0.5},
 ]
 
 
@@ -64,7 +72,8 @@ def test_what_is_loaded_predicts_the_same_and_has_the_same_arguments(options: di
 @pytest.mark.parametrize("early_stopping", [False, True])
 @pytest.mark.parametrize("loss", ["huber", "quantile"])
 def test_a_loaded_model_continues_as_the_one_that_was_saved(loss: str, early_stopping: bool, tmp_path: Path) -> None:
-    model, X, y = fitted({"loss": loss, "normalize_by": ["site"], "early_stopping": early_stopping})  # noqa: N806
+    moments = {"normalize": "moments", "normalize_by": ["site"]}
+    model, X, y = fitted({**moments, "loss": loss, "early_stopping": early_stopping})  # noqa: N806
     model.save(tmp_path / "model.safetensors")
     loaded = HeadRegressor.load(tmp_path / "model.safetensors")
     loaded.set_params(warm_start=True, random_state=0, early_stopping=early_stopping)
@@ -111,6 +120,9 @@ def test_the_description_beside_the_file_is_readable(tmp_path: Path) -> None:
     description = json.loads((tmp_path / "model.safetensors.json").read_text())
     assert description["columns"] == ["depth", "site"]
     assert description["outputs"] == ["y0"]
+    assert description["feature_clip"] == 3.0
+    assert description["bins"] == [list(edges) for edges in model._model.features.bins]
+    assert len(description["bins"][0]) > 2
     assert description["config"] == json.loads(json.dumps(model.config_.to_dict()))
 
 
