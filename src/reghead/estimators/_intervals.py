@@ -13,6 +13,7 @@ from reghead.calibration import ConformalizedQuantiles, CrossConformal
 from reghead.functional._lookup import joint_ids
 
 ENVIRONMENT = "environment"
+_FEW = 10
 
 
 class CalibratedIntervals(SelfDescribing):
@@ -47,8 +48,8 @@ class CalibratedIntervals(SelfDescribing):
 
     @property
     def needed(self) -> int:
-        """Environments that a guarantee for the widest interval needs."""
-        return math.ceil(1 / (1 - (self.quantiles[-1] - self.quantiles[0])) - 1e-9) - 1
+        """Environments that a guaranteed interval takes: where they are fewer, it is that of the worst row of all."""
+        return max(math.ceil(1 / (1 - (self.quantiles[-1] - self.quantiles[0])) - 1e-9) - 1, _FEW)
 
     def is_enough(self, environments: int) -> bool:
         """Whether so many environments tell about a new one."""
