@@ -1,6 +1,8 @@
 """Shaping of quantile predictions."""
 
+import itertools
 from collections.abc import Sequence
+from statistics import NormalDist
 
 import torch
 from torch import Tensor
@@ -67,9 +69,8 @@ def non_crossing_quantiles(raw: Tensor, quantiles: Sequence[float]) -> Tensor:
     if len(levels) == 1:
         return raw
     anchor = nearest_level(levels)
-    # From Python floats, so that no cast of a module can bend them; torch.compile cannot trace NormalDist.inv_cdf.
-    z = torch.special.ndtri(torch.tensor(levels, dtype=torch.float64, device="cpu"))
-    scale = z.diff().to(device=raw.device, dtype=raw.dtype)
+    # From Python floats, so that no cast of a module can bend them.
+    scale = torch.tensor(_normal_gaps(levels), dtype=raw.dtype, device=raw.device)
     center = raw[..., anchor : anchor + 1]
     below = F.softplus(raw[..., :anchor] + UNIT_SOFTPLUS) * scale[:anchor]
     above = F.softplus(raw[..., anchor + 1 :] + UNIT_SOFTPLUS) * scale[anchor:]
@@ -79,6 +80,13 @@ def non_crossing_quantiles(raw: Tensor, quantiles: Sequence[float]) -> Tensor:
     if anchor + 1 < len(levels):
         parts.append(center + above.cumsum(-1))
     return torch.cat(parts, dim=-1)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _normal_gaps(levels: tuple[float, ...]) -> list[float]:
+    """Between the quantiles of a standard normal: numbers in the graph, which ONNX has no function to compute."""
+    z = [NormalDist().inv_cdf(level) for level in levels]
+    return [above - below for below, above in itertools.pairwise(z)]
 
 
 UNIT_SOFTPLUS = 0.5413248546129181
