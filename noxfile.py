@@ -36,9 +36,11 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Build the documentation; a warning or a public name left out is an error."""
+    """Build the documentation and run its tutorials; a warning, a name left out or a dead link is an error."""
     install(session, "--editable", ".[cli]", "--group", "docs")
-    session.run("sphinx-build", "-W", "--keep-going", "--fresh-env", "-q", "docs", "docs/_build/html")
+    site = "docs/_build/html"
+    session.run("sphinx-build", "-W", "--keep-going", "--fresh-env", "-q", "docs", site)
+    session.run("pytest", "-q", "tests/docs/test_site.py", env={"REGHEAD_SITE": site})
 
 
 @nox.session

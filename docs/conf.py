@@ -18,6 +18,8 @@ project_copyright = "The reghead developers"
 release = installed_version("reghead")
 version = ".".join(release.split(".")[:2])
 
+sys.path.insert(0, str(Path(__file__).with_name("_ext")))
+
 SURFACE: dict[str, list[str]] = json.loads(
     Path(__file__).parents[1].joinpath("tests", "api_surface.json").read_text(encoding="utf-8")
 )
@@ -28,13 +30,39 @@ extensions = [
     "sphinx.ext.intersphinx",
     "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
+    "sphinx_copybutton",
+    "sphinx_design",
+    "executed",
+    "llms",
+    "local_mathjax",
 ]
 exclude_patterns = ["_build"]
+executed_pages = ["index", "tutorials/*"]
 html_theme = "furo"
+pygments_dark_style = "github-dark"
 html_title = f"reghead {release}"
 html_static_path = ["_static"]
 html_css_files = ["custom.css"]
 nitpicky = True
+# The script that local_mathjax brings along. Its menu would ask for more files, of languages and screen readers.
+mathjax_path = "mathjax/tex-chtml.js"
+mathjax3_config = {"options": {"enableMenu": False}}
+copybutton_exclude = ".linenos, .gp, .go"  # of a console, the commands alone
+copybutton_selector = "div:not(.printed) > div.highlight > pre"
+
+public_names = SURFACE
+llms_summary = (
+    "Regression heads, losses and target normalizers for PyTorch, for data whose target shifts between categories: "
+    "sites, seasons, instruments, batches, people."
+)
+llms_text = """
+Install from a checkout: `pip install .`; extras: `sklearn` (HeadRegressor), `plots`, `safetensors`, `cli` (all three).
+Python 3.11 or later, PyTorch 2.6 or later. Import a name from the package it stands under below.
+
+Conventions: `categories` maps each categorical column to a tensor of ids, and id 0 is unknown or missing, everywhere.
+Predictions have shape `(*, D)` for D targets, quantiles `(*, D, Q)`. Normalize the target, train on z, go back with
+`inverse(..., output_dim=-2)` for quantiles. Metrics and intervals belong in the target's own units.
+"""
 
 autodoc_default_options = {"members": True, "inherited-members": "Module, BaseException, tuple"}
 autodoc_inherit_docstrings = False
@@ -62,6 +90,7 @@ intersphinx_mapping = {
     "python": ("https://docs.python.org/3/", str(INVENTORIES / "python.inv")),
     "torch": ("https://docs.pytorch.org/docs/stable/", str(INVENTORIES / "torch.inv")),
     "numpy": ("https://numpy.org/doc/stable/", str(INVENTORIES / "numpy.inv")),
+    "sklearn": ("https://scikit-learn.org/stable/", str(INVENTORIES / "sklearn.inv")),
     "matplotlib": ("https://matplotlib.org/stable/", str(INVENTORIES / "matplotlib.inv")),
 }
 

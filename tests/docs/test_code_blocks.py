@@ -3,8 +3,12 @@
 import re
 from pathlib import Path
 
+import matplotlib as mpl
 import pytest
+import torch
+from matplotlib import pyplot
 
+mpl.use("agg")
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -19,9 +23,15 @@ def blocks(page: Path) -> list[str]:
 @pytest.mark.parametrize("page", [p for p in PAGES if blocks(p)], ids=lambda page: str(page.relative_to(ROOT)))
 def test_code_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    namespace: dict[str, object] = {"__name__": "__main__"}
-    for block in blocks(page):
-        exec(compile(block, str(page), "exec"), namespace)
+    namespace: dict[str, object] = {"__name__": "__main__", "__file__": str(page)}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as the site is built: the same numbers, and small networks are faster so
+    try:
+        for block in blocks(page):
+            exec(compile(block, str(page), "exec"), namespace)
+    finally:
+        torch.set_num_threads(threads)
+        pyplot.close("all")
 
 
 def test_the_gate_runs_the_readme_command() -> None:
