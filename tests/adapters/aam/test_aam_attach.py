@@ -207,6 +207,12 @@ def test_detach_follows_the_model_to_another_dtype(host: Host) -> None:
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float64}
 
 
+def test_the_head_has_the_dtype_of_the_one_it_replaces(host: Host) -> None:
+    model = host.predictor()
+    model.base_model.double()
+    assert attach(model, {}).target_head.weight.dtype == torch.float32
+
+
 def test_a_built_head_keeps_its_weights_and_labels(host: Host) -> None:
     encoder = CategoryEncoder(["location"]).fit({"location": ["A", "B", "C"]})
     head = RegressionHead(16, 1, (8,), film=["location"], scaler=["location"], encoder=encoder)
@@ -217,6 +223,9 @@ def test_a_built_head_keeps_its_weights_and_labels(host: Host) -> None:
     out = predict(model, ids())
     assert_close(out, head.eval()(pooled[0], ids()).detach())
     assert model.target_head.encoder.to_dict() == encoder.to_dict()
+    other = CategoryEncoder(["location"]).fit({"location": ["X", "Y", "Z"]})
+    with pytest.raises(ValueError, match="has labels of its own, which encoder= contradicts; leave it out"):
+        attach(host.predictor(), head, encoder=other)
 
 
 def test_copies_and_pickles_are_whole(host: Host) -> None:
@@ -293,13 +302,15 @@ def test_quantiles_start_with_the_gaps_of_the_normal(host: Host) -> None:
 
 
 def test_the_identity_survives_when_aam_initialises_again(host: Host) -> None:
-    model = attach(with_categories(host), {"hidden_dims": (8,), "film": ("location",), "scaler": ("location",)})
+    asked = {"hidden_dims": (8,), "film": ("location",), "scaler": ("location",), "cardinalities": CARDINALITIES}
+    model = attach(host.predictor(), asked)
+    before = predict(model)
+    torch.manual_seed(1)
     model._init_weights()
-    everywhere = [predict(model, {"location": torch.full((5,), place)}) for place in range(4)]
-    same = attach(with_categories(host), {"hidden_dims": (8,)})
-    assert not any(layer.film.weight_gamma.any() for layer in model.target_head.trunk.layers)
-    assert same.target_head.trunk is not None
-    assert len(everywhere) == 4
+    unknown = predict(model)
+    assert not torch.allclose(unknown, before)
+    for place in range(1, 4):
+        assert_close(predict(model, {"location": torch.full((5,), place)}), unknown)
 
 
 def test_the_optimizer_of_aam_finds_the_tables_of_categories(host: Host) -> None:

@@ -143,9 +143,20 @@ def test_a_model_of_other_parts_is_given(host: Host, tmp_path: Path) -> None:
     torch.save(model.state_dict(), tmp_path / "model.pt")
     with pytest.raises(ValueError, match=r"does not say how its model is built, .* pass model=, built alike"):
         load_predictor(tmp_path / "model.pt", base=host.SequencePredictor)
-    built = host.predictor(seed=3, categorical_cardinalities=CARDINALITIES)
+    built = host.predictor(seed=3, categorical_cardinalities=CARDINALITIES, learnable_output_scale=True)
     again = load_predictor(tmp_path / "model.pt", model=built)
     assert torch.equal(predict(again, ids()), predict(model, ids()))
+
+
+def test_a_model_that_is_built_otherwise_is_told_and_stays_plain(host: Host, tmp_path: Path) -> None:
+    torch.save(attached(host).state_dict(), tmp_path / "model.pt")
+    for options in ({"embedding_dim": 32}, {"count_prediction": False}, {"asv_num_layers": 2}):
+        other = host.predictor(categorical_cardinalities=CARDINALITIES, **options)
+        with pytest.raises(ValueError, match="the model is built otherwise than that of the checkpoint: "):
+            load_predictor(tmp_path / "model.pt", model=other)
+        assert type(other) is host.SequencePredictor
+    with pytest.raises(ValueError, match=r"has a head of reghead already; detach\(model\) first"):
+        load_predictor(tmp_path / "model.pt", model=attached(host))
 
 
 def test_a_file_without_a_head_of_reghead_is_told(host: Host, tmp_path: Path) -> None:

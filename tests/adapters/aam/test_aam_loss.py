@@ -179,6 +179,9 @@ def test_an_unknown_loss_is_told(host: Host) -> None:
         host.loss("hubert")
     with pytest.raises(TypeError, match=r"spec must be a loss of reghead, which takes weights, .* got MSELoss\(\)"):
         host.loss(nn.MSELoss())
+    for reduction in ("sum", "none"):
+        with pytest.raises(ValueError, match=f"reduction='{reduction}'; use reduction='mean'"):
+            host.loss(PinballLoss([0.3], reduction=reduction))
 
 
 @pytest.mark.skipif(HAS_AAM, reason="AAM is installed")

@@ -160,6 +160,7 @@ def test_bounds_act_on_the_range_of_the_targets_or_on_their_own_scale() -> None:
             {"normalize_by": "location", "normalize_targets_by": "season"},
             "--normalize-by and --normalize-targets-by are one flag by two names",
         ),
+        ({"target_transform": "none", "normalize_targets": False}, "leave --no-normalize-targets out"),
         ({"target_transform": "zscore-category"}, "--target-transform zscore-category needs --normalize-by"),
         ({"normalize_by": "location"}, "is for --target-transform zscore-category or log-zscore, and it is minmax"),
         ({"normalize_by": "location", "target_transform": "zscore"}, "is one scale for all; with --normalize-by"),

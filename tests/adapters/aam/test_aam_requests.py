@@ -13,6 +13,8 @@ from reghead.adapters.aam import attach
 from reghead.config import HeadConfig
 from reghead.normalization import CategoryNormalizer
 
+pytestmark = pytest.mark.filterwarnings("ignore:scaler and learnable_scale:reghead.RedundantOptionWarning")
+
 MLP = {"regressor_hidden_dims": [8, 4]}
 SCALED = {"conditional_scaling_columns": ["season", "location"], "learnable_output_scale": True}
 
@@ -58,7 +60,32 @@ NAMES = {"location": 4, "season": 3}
             {},
             {"normalizer": CategoryNormalizer().fit(torch.eye(2))},
             ValueError,
-            "must have the 1 targets of the head, got 2",
+            "the normalizer must be fitted on the 1 targets of the head, got Category",
+        ),
+        ({}, {}, {"normalizer": CategoryNormalizer()}, ValueError, "the normalizer must be fitted on the 1 targets"),
+        ({}, {}, {"normalizer": nn.Identity()}, TypeError, "must be a CategoryNormalizer, got Identity"),
+        ({}, {}, {"outputs": "y"}, TypeError, "outputs must be a sequence of column names .* got 'y'"),
+        ({"out_dim": 2}, {}, {"outputs": ["y", "y"]}, ValueError, "outputs must not repeat a column"),
+        (
+            SCALED,
+            {"scaler_compose": "additive"},
+            {"keep_weights": True},
+            ValueError,
+            "scaler_compose='additive' makes it another",
+        ),
+        (
+            {"num_quantiles": 1, "bounded_targets": True},
+            {"quantiles": (0.5,), "non_crossing": False},
+            {"keep_weights": True},
+            ValueError,
+            r"bounds=\(0.0, 1.0\) makes it another",
+        ),
+        (
+            {},
+            {"output_activation": "softplus"},
+            {"keep_weights": True},
+            ValueError,
+            "output_activation='softplus' makes it another",
         ),
         ({}, "linear", {}, TypeError, "config_or_head must be a HeadConfig, its fields in a mapping"),
     ],

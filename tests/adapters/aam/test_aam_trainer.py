@@ -1,6 +1,7 @@
 """prepare_trainer: normalized targets in training, scores in the target's own units, and the use of experts."""
 
 import csv
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from adapters._hosts import HOSTS, Host, host_named, tokens
+from adapters._hosts import HOSTS, Host, host_named, shaken, tokens
 from reghead.adapters.aam import attach, prepare_trainer
 from reghead.categories import CategoryEncoder
 from reghead.normalization import CategoryNormalizer
@@ -204,15 +205,19 @@ class Writer:
 def test_the_use_of_experts_is_logged_by_epoch(host: Host) -> None:
     moe = {"num_experts": 3, "routing": ("location",), "load_balancing_weight": 0.1}
     model = attach(host.predictor(), {"moe": moe, "cardinalities": {"location": 4}})
-    trainer = prepare_trainer(trainer_of(host, model), normalizer())
+    with shaken(model.target_head):
+        _, aux = model.target_head(torch.zeros(8, 16), LOCATION, return_aux=True)
+    shares = aux.routing.routing_weights.mean(dim=0).tolist()
+    assert max(shares) - min(shares) > 0.01
+    still = torch.optim.SGD(model.parameters(), lr=0.0)
+    trainer = prepare_trainer(trainer_of(host, model, optimizer=still), normalizer())
     trainer.writer = Writer()
     for epoch in range(2):
         losses = trainer.train_epoch(batches())
-        trainer.validate_epoch(batches())  # does not count
+        trainer.validate_epoch(batches()[:1])  # does not count
         trainer._log_to_tensorboard(epoch, losses, {})
-    shares = [trainer.writer.scalars[f"experts/{expert}"] for expert in range(3)]
-    for epoch in range(2):
-        assert sum(share[epoch] for share in shares) == pytest.approx(1.0, abs=1e-5)
+    for expert, share in enumerate(shares):
+        assert trainer.writer.scalars[f"experts/{expert}"] == pytest.approx([share] * 2, abs=1e-5)
     assert trainer.writer.scalars["train/head_load_balancing_loss"][0] >= 0.1
 
 
@@ -231,6 +236,58 @@ def test_scales_and_biases_are_logged_as_by_aam(host: Host) -> None:
         "conditional_scaling/location_bias_mean": [0.0],
         "conditional_scaling/location_bias_std": [0.0],
     }
+
+
+def test_scales_of_quantiles_and_of_one_category_are_logged(host: Host) -> None:
+    asked = {"quantiles": (0.1, 0.9), "scaler": ("location",), "cardinalities": {"location": 2}}
+    model = attach(host.predictor(), asked)
+    with torch.no_grad():
+        model.target_head.scaler.scale_location.fill_(1.0)
+    trainer = prepare_trainer(trainer_of(host, model))
+    trainer.writer = Writer()
+    trainer._log_to_tensorboard(0, {}, {})
+    # Those of quantiles are positive, exp(1); one category has no spread.
+    assert trainer.writer.scalars["conditional_scaling/location_scale_mean"] == [pytest.approx(math.e)]
+    assert trainer.writer.scalars["conditional_scaling/location_scale_std"] == [0.0]
+
+
+@pytest.mark.parametrize("known", [[1, 2, 3], ["1.0", "2.0", "3.0"], ["1", "2", "3"]])
+@pytest.mark.parametrize("kind", [str, int, float])
+def test_metadata_is_read_as_the_encoder_has_its_labels(host: Host, known: list[Any], kind: Any) -> None:
+    table = {"sample_id": [f"s{i}" for i in range(8)], "location": [kind(i) for i in LOCATION["location"].tolist()]}
+    model = attach(host.predictor(), {}, encoder=CategoryEncoder(["location"]).fit({"location": known}))
+    trainer = prepare_trainer(trainer_of(host, model), normalizer(), metadata=table)
+    scores = trainer.validate_epoch(batches(with_ids=False), collect_all_predictions=True)
+    assert_close(scores[3]["predictions"].double(), own_scores(model)[0])
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"location": ["A"]}, "the metadata needs the column 'sample_id', and has location"),
+        ({"sample_id": ["s0"]}, "the metadata needs the column 'location', and has sample_id"),
+        ({"sample_id": ["s0", "s0"], "location": ["A", "B"]}, "the metadata has the sample 's0' twice"),
+    ],
+)
+def test_metadata_that_cannot_tell_is_refused_and_changes_nothing(host: Host, table: Any, message: str) -> None:
+    model = attach(host.predictor(), {}, encoder=encoder())
+    with pytest.raises(ValueError, match=message):
+        prepare_trainer(trainer_of(host, model), normalizer(), metadata=table)
+    assert model.target_head.normalizer is None
+
+
+def test_an_encoder_without_the_columns_of_the_normalizer_is_told(host: Host) -> None:
+    model = attach(host.predictor(), {}, encoder=CategoryEncoder(["season"]).fit({"season": ["dry"]}))
+    table = {"sample_id": ["s0"], "season": ["dry"]}
+    with pytest.raises(ValueError, match="needs the column 'location', and the head's encoder has season; give attach"):
+        prepare_trainer(trainer_of(host, model), normalizer(), metadata=table)
+
+
+def test_a_loss_of_other_quantiles_than_the_heads_is_refused(host: Host) -> None:
+    model = attach(host.predictor(), {"quantiles": (0.1, 0.5, 0.9)})
+    spec = {"type": "quantile", "quantiles": [0.2, 0.5, 0.8]}
+    with pytest.raises(ValueError, match=r"is of the quantiles \(0.2, 0.5, 0.8\), and the head predicts \(0.1, 0.5"):
+        prepare_trainer(trainer_of(host, model, spec))
 
 
 def test_refitting_the_callers_normalizer_moves_nothing(host: Host) -> None:
@@ -254,6 +311,9 @@ def test_a_trainer_is_prepared_once_and_only_with_a_head(host: Host) -> None:
     balanced = attach(host.predictor(), {"moe": moe})
     with pytest.raises(ValueError, match=r"which AAM's own loss leaves out; use reghead\.adapters\.aam\.loss"):
         prepare_trainer(host.Trainer(balanced, host.MultiTaskLoss()))
+    members = attach(host.predictor(), {"hidden_dims": (4,), "ensemble": 2})
+    with pytest.raises(ValueError, match="or members of its own to the training loss, which AAM's own loss leaves out"):
+        prepare_trainer(host.Trainer(members, host.MultiTaskLoss()))
 
 
 def test_two_normalizations_are_refused_and_so_is_none(host: Host) -> None:
@@ -261,10 +321,12 @@ def test_two_normalizations_are_refused_and_so_is_none(host: Host) -> None:
     scaled = trainer_of(host, model, target_normalization_params={"target_min": 0.0, "target_scale": 2.0})
     with pytest.raises(ValueError, match="was made with target_normalization_params, and would normalize"):
         prepare_trainer(scaled, normalizer())
+    assert model.target_head.normalizer is None
     for wrong in (CategoryNormalizer({"location": 4}), normalizer(2)):
         with pytest.raises(
             ValueError, match="the normalizer must be fitted on the 1 targets of the head, got Category"
         ):
             prepare_trainer(trainer_of(host, model), wrong)
+        assert model.target_head.normalizer is None
     with pytest.raises(ValueError, match="the head has no encoder to read them; pass encoder= to attach"):
         prepare_trainer(trainer_of(host, model), normalizer(), metadata={"sample_id": ["s0"], "location": ["A"]})

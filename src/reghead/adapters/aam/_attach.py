@@ -7,8 +7,9 @@ from typing import Any
 
 from torch import nn
 
+from reghead._checks import check_columns
 from reghead.adapters.aam._carry import carry_over
-from reghead.adapters.aam._contract import check_predictor
+from reghead.adapters.aam._contract import check_normalizer, check_predictor
 from reghead.adapters.aam._head import NAMES, TargetHead
 from reghead.adapters.aam._host import describe_host
 from reghead.adapters.aam._predictor import AttachedPredictor, NoEmbedder, attached_class, plain_class
@@ -18,7 +19,7 @@ from reghead.config import HeadConfig
 from reghead.heads import RegressionHead
 from reghead.normalization import CategoryNormalizer
 
-_NEUTRAL = {
+NEUTRAL = {
     **dict.fromkeys(("output_scale", "output_bias", "output_scales", "output_biases"), None),
     "conditional_scaling_columns": None,
     "learnable_output_scale": False,
@@ -58,7 +59,8 @@ def attach(
             ``cardinalities`` may be left out; or a :class:`~reghead.heads.RegressionHead`, whose weights are copied.
         cardinalities: Number of ids of the columns that the head uses and the model does not, id 0 included.
         keep_weights: Start from the weights of the head that is replaced, so that predictions stay what they are. The
-            new head must have its layers; FiLM and scaling, the identity at the start, may be added.
+            new head must have its layers; FiLM and scaling, the identity at the start, may be added, bounds and
+            activations not.
         encoder: The labels behind the ids, which then travel in the checkpoint.
         normalizer: A fitted one, which brings predictions back to the target's units; it travels in the checkpoint.
         outputs: Names of the targets.
@@ -67,7 +69,7 @@ def attach(
         ``model``, whose class is now a subclass of what it was.
 
     Raises:
-        TypeError: If ``model`` is not a SequencePredictor, or is inside a wrapper.
+        TypeError: If ``model`` is not a SequencePredictor, or is inside a wrapper; or an argument has the wrong type.
         ValueError: If a head was attached before, or the request does not fit the model or itself.
 
     Example:
@@ -76,20 +78,19 @@ def attach(
         >>> model(tokens, categorical_ids={"location": ids})["target_prediction"].shape  # doctest: +SKIP
         torch.Size([8, 1])
     """
-    if isinstance(model, AttachedPredictor):
-        raise ValueError("the model has a head of reghead already; detach(model) first")
-    check_predictor(model)
+    check_plain(model)
     host: Any = model
-    if encoder is None and isinstance(config_or_head, RegressionHead):
+    if isinstance(config_or_head, RegressionHead) and config_or_head.encoder is not None:
+        if encoder is not None and encoder.to_dict() != config_or_head.encoder.to_dict():
+            raise ValueError("the head that was given has labels of its own, which encoder= contradicts; leave it out")
         encoder = config_or_head.encoder
     config = requested_config(host, config_or_head, cardinalities, encoder)
-    if normalizer is not None and normalizer.out_features != config.out_features:
-        raise ValueError(
-            f"the normalizer must have the {config.out_features} targets of the head, got {normalizer.out_features}"
-        )
+    if normalizer is not None:
+        check_normalizer(normalizer, config.out_features)
+    outputs = check_columns("outputs", outputs)
     if outputs and len(outputs) != config.out_features:
         raise ValueError(f"outputs must name the {config.out_features} targets of the head, got {list(outputs)}")
-    weight = next(model.parameters())
+    weight = next(host.target_head.parameters())
     head = TargetHead.from_config(config, encoder=encoder, device=weight.device, dtype=weight.dtype)
     if isinstance(config_or_head, RegressionHead):
         head.load_state_dict(_renamed(config_or_head, head))
@@ -100,11 +101,18 @@ def attach(
     return install(model, head)
 
 
+def check_plain(model: nn.Module) -> None:
+    """Raise unless ``model`` is a SequencePredictor with its own head."""
+    if isinstance(model, AttachedPredictor):
+        raise ValueError("the model has a head of reghead already; detach(model) first")
+    check_predictor(model)
+
+
 def install(model: nn.Module, head: TargetHead) -> nn.Module:
     """Put ``head``, which fits, into ``model``."""
     host: Any = model
     quantiles = head.config.quantiles
-    changed: dict[str, Any] = {**_NEUTRAL, "num_quantiles": None if quantiles is None else len(quantiles)}
+    changed: dict[str, Any] = {**NEUTRAL, "num_quantiles": None if quantiles is None else len(quantiles)}
     if head.config.columns and host.categorical_embedder is None:
         # AAM's Trainer asks for an embedder before it hands out categories; with this fusion nobody asks it for more.
         changed |= {"categorical_embedder": NoEmbedder(), "categorical_fusion": "gmu"}

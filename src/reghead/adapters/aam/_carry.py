@@ -20,6 +20,10 @@ def carry_over(model: Any, head: TargetHead) -> None:
         ValueError: If the head is of another kind, so that there is nothing to give it.
     """
     config = head.config
+    # AAM bounds and shapes points alone, and what it does the head has taken over.
+    shaped = config.bounds is not None or config.output_activation is not None
+    same_shape = model.num_quantiles is None and (model.bounded_targets or model.output_activation != "none")
+    additive = config.scaler_compose == "additive" and len(config.scaler) > 1
     for option, asked in (
         ("fusion", config.fusion is not None),
         ("moe", config.moe is not None),
@@ -27,6 +31,13 @@ def carry_over(model: Any, head: TargetHead) -> None:
         ("norm", config.norm is not None),
         (f"activation={config.activation!r}", bool(config.hidden_dims) and config.activation != "relu"),
         ("non_crossing=True", config.quantiles is not None and config.non_crossing),
+        ("scaler_compose='additive'", additive and model.output_scales is not None),
+        (
+            f"bounds={config.bounds}"
+            if config.bounds is not None
+            else f"output_activation={config.output_activation!r}",
+            shaped and not same_shape,
+        ),
     ):
         if asked:
             raise ValueError(

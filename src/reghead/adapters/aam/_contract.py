@@ -5,6 +5,8 @@ from typing import Any
 
 from torch import nn
 
+from reghead.normalization import CategoryNormalizer
+
 REVISION = "6f65d20"
 """The commit of AAM that the adapter is tested with."""
 
@@ -44,6 +46,14 @@ def check_trainer(trainer: Any) -> None:
         missing = [f"evaluator.{name}" for name in EVALUATOR_METHODS if not hasattr(trainer.evaluator, name)]
     if missing:
         raise TypeError(_changed(type(trainer).__name__, f"lacks {', '.join(missing)}"))
+
+
+def check_normalizer(normalizer: object, targets: int) -> None:
+    """Raise unless ``normalizer`` is one that a checkpoint can carry, fitted on as many ``targets``."""
+    if not isinstance(normalizer, CategoryNormalizer):
+        raise TypeError(f"normalizer must be a CategoryNormalizer, got {type(normalizer).__name__}")
+    if not normalizer.is_fitted or normalizer.out_features != targets:
+        raise ValueError(f"the normalizer must be fitted on the {targets} targets of the head, got {normalizer!r}")
 
 
 def _changed(kind: str, how: str) -> str:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from reghead.adapters.aam._labels import text_labels
+from reghead.adapters.aam._labels import ids_of
 from reghead.categories import CategoryEncoder
 
 
@@ -56,7 +56,7 @@ class LabelReader:
             metadata = metadata.set_index("sample_id")
             check_rows(sample_ids, metadata.index)
             metadata = metadata.loc[list(sample_ids)]
-        ids = self.encoder.transform(text_labels(metadata, self.encoder.columns))
+        ids = ids_of(self.encoder, metadata)
         return {column: np.asarray(ids[column]) for column in self.column_names}
 
     def get_cardinalities(self) -> dict[str, int]:
@@ -82,19 +82,28 @@ def check_rows(sample_ids: Sequence[str], known: Any) -> None:
 
 def check_samples(metadata: Any) -> None:
     """Raise unless every sample has one row."""
-    twice = metadata["sample_id"][metadata["sample_id"].duplicated()].tolist()
-    if twice:
-        raise ValueError(f"the metadata has the sample {twice[0]!r} twice; every sample needs one row")
+    if "sample_id" not in metadata:
+        raise ValueError(f"the metadata needs the column 'sample_id', and has {', '.join(map(str, metadata))}")
+    seen = set()
+    for sample in metadata["sample_id"]:
+        if sample in seen:
+            raise ValueError(f"the metadata has the sample {sample!r} twice; every sample needs one row")
+        seen.add(sample)
 
 
 def read_targets(metadata: Any, outputs: Sequence[str]) -> dict[str, Tensor]:
     """Sample id -> targets, float64 of shape ``(D,)``.
 
     Raises:
-        ValueError: If a sample stands there twice, or a target is missing or not a finite number.
+        ValueError: If there is no sample, one stands there twice, or a target is missing or not a finite number.
     """
     check_samples(metadata)
     samples = metadata["sample_id"].tolist()
+    if not samples:
+        raise ValueError(
+            "the metadata has no row for any of the samples; sample_id must hold the ids of the table, as text "
+            "(AAM reads a column of numbers as numbers)"
+        )
     columns = []
     for name in outputs:
         try:

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from torch import Tensor
+
 from reghead.categories import CategoryEncoder
 from reghead.categories._labels import as_label
 
@@ -41,9 +43,29 @@ def encoder_from_aam(categorical_encoder: Any) -> CategoryEncoder:
 
 def text_labels(table: Any, columns: Any) -> dict[str, list[str | None]]:
     """The labels of ``columns`` as text, as in AAM, but one for 1 and 1.0: a missing value turns a column to floats."""
+    return {column: [None if t is None else _plain(t) for t in _texts(table, column)] for column in columns}
 
-    def text(name: str, value: object) -> str | None:
-        label = as_label(f"column {name!r}", value)
-        return None if label is None else str(label)
 
-    return {column: [text(column, value) for value in table[column]] for column in columns}
+def ids_of(encoder: CategoryEncoder, table: Any) -> dict[str, Tensor]:
+    """The ids of the rows of ``table``, whether the encoder's labels are text, as AAM's, or numbers."""
+    labels: dict[str, list[Any]] = {}
+    for column in encoder.columns:
+        known = encoder.vocabularies[column].labels
+        own = {**{_plain(str(label)): label for label in known}, **{str(label): label for label in known}}
+        labels[column] = [
+            None if text is None else own.get(text, own.get(_plain(text), text)) for text in _texts(table, column)
+        ]
+    return encoder.transform(labels)
+
+
+def _texts(table: Any, column: str) -> list[str | None]:
+    if column not in table:
+        raise ValueError(f"the metadata needs the column {column!r}, and has {', '.join(map(str, table))}")
+    labels = (as_label(f"column {column!r}", value) for value in table[column])
+    return [None if label is None else str(label) for label in labels]
+
+
+def _plain(text: str) -> str:
+    """A whole number without its ``.0``; every other label as it is."""
+    whole, _, rest = text.partition(".")
+    return whole if rest == "0" and whole.removeprefix("-").isdecimal() else text

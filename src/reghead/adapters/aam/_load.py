@@ -8,8 +8,7 @@ import torch
 from torch import nn
 
 from reghead._persistence import EXTRA_STATE
-from reghead.adapters.aam._attach import install
-from reghead.adapters.aam._contract import check_predictor
+from reghead.adapters.aam._attach import NEUTRAL, check_plain, install
 from reghead.adapters.aam._head import TargetHead
 from reghead.adapters.aam._loss import import_aam
 
@@ -37,7 +36,8 @@ def load_predictor(
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is no checkpoint, has no head of reghead, or does not say how the model is built.
+        ValueError: If it is no checkpoint, has no head of reghead, or does not say how the model is built; or ``model``
+            is built otherwise.
 
     Example:
         >>> model = load_predictor("run/checkpoints/best_model.pt")  # doctest: +SKIP
@@ -52,10 +52,29 @@ def load_predictor(
                 "pass model=, built alike"
             )
         model = (base or import_aam("aam.models.sequence_predictor").SequencePredictor)(**head.host)
-    check_predictor(model)
+    check_plain(model)
+    _check_built_alike(model, state)
     install(model, head)
     model.load_state_dict(state)
     return model.to(device).eval()
+
+
+def _check_built_alike(model: nn.Module, state: Mapping[str, Any]) -> None:
+    """Raise unless ``model`` has the weights of ``state`` around the head and what the head takes over."""
+    own, wanted = (
+        {
+            name: tuple(value.shape)
+            for name, value in tensors.items()
+            if name.split(".")[0] not in ("target_head", *NEUTRAL)
+        }
+        for tensors in (model.state_dict(), state)
+    )
+    for name in [*wanted, *own]:
+        if own.get(name) != wanted.get(name):
+            raise ValueError(
+                f"the model is built otherwise than that of the checkpoint: {name} has the shape "
+                f"{own.get(name, 'of nothing')} in the model, and {wanted.get(name, 'of nothing')} there"
+            )
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> tuple[TargetHead, dict[str, Any]]:

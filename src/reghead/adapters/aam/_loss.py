@@ -106,7 +106,7 @@ def loss(
     Raises:
         ImportError: If AAM is not installed and ``base`` is not given.
         TypeError: If ``spec`` is of another kind.
-        ValueError: If ``spec`` has an unknown type or parameter.
+        ValueError: If ``spec`` has an unknown type or parameter, or a reduction other than the mean.
 
     Example:
         >>> class Base(torch.nn.Module):  # AAM's MultiTaskLoss, as far as it matters here
@@ -121,6 +121,11 @@ def loss(
     if isinstance(spec, nn.Module) and not isinstance(spec, Loss):
         raise TypeError(f"spec must be a loss of reghead, which takes weights, or what makes one, got {spec!r}")
     target_loss = spec if isinstance(spec, nn.Module) else make_loss(spec)
+    if target_loss.reduction != "mean":
+        raise ValueError(
+            f"AAM adds up losses that are means over a batch, got reduction={target_loss.reduction!r}; "
+            "use reduction='mean'"
+        )
     made: Any = _attached_class(base or import_aam("aam.training.losses").MultiTaskLoss)(
         penalty=penalty,
         nuc_penalty=nuc_penalty,

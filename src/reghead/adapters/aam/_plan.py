@@ -134,17 +134,17 @@ def make_plan(values: Mapping[str, Any], given: Collection[str]) -> Plan:
 
 def _scale(values: Mapping[str, Any], given: Collection[str]) -> tuple[Method, NormalizerConfig]:
     """The scale of the targets, from AAM's flags for it, old and new."""
+    whole = "--normalize-targets" if values.get("normalize_targets", True) else "--no-normalize-targets"
     if "normalize_targets" in given and values.get("normalize_targets_by"):
-        flag = "--normalize-targets" if values["normalize_targets"] else "--no-normalize-targets"
         raise ValueError(
-            f"{flag} and --normalize-targets-by exclude each other: one scale for all, none, or one for each category; "
-            "keep one of them"
+            f"{whole} and --normalize-targets-by exclude each other: one scale for all, none, or one for each "
+            "category; keep one of them"
         )
     chosen = values.get("target_transform")
     old = [
         flag
         for flag, asked in (
-            ("--normalize-targets", "normalize_targets" in given),
+            (whole, "normalize_targets" in given),
             ("--normalize-targets-by", bool(values.get("normalize_targets_by"))),
             ("--log-transform-targets", bool(values.get("log_transform_targets"))),
         )

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from reghead._optional import import_optional
 from reghead.adapters.aam._dataset import LabelReader, check_rows, check_samples
 from reghead.adapters.aam._head import TargetHead
-from reghead.adapters.aam._labels import text_labels
+from reghead.adapters.aam._labels import ids_of
 from reghead.adapters.aam._load import load_predictor
 from reghead.adapters.aam._loss import import_aam
 from reghead.functional._quantiles import nearest_level
@@ -26,7 +26,7 @@ def predict_command() -> Any:
     def run(**values: Any) -> None:
         try:
             table = predict(**values)
-        except (TypeError, ValueError, OSError, RuntimeError, KeyError) as error:
+        except (TypeError, ValueError, OSError, RuntimeError) as error:
             raise click.ClickException(str(error)) from error
         click.echo(f"{len(table)} predictions in {values['output']}")
 
@@ -63,7 +63,10 @@ def predict(
         raise ValueError(
             f"the model was trained with the columns {', '.join(head.encoder.columns)}; give their values in --metadata"
         )
-    columns = head.data.get("columns", list(head.config.columns))
+    # The model fuses its own columns, beside those that the head uses.
+    own = dict.fromkeys([*head.host.get("categorical_cardinalities", ()), *head.config.columns])
+    columns = head.data.get("columns", list(own))
+    _check_labels(head, columns)
     samples = import_aam("aam.data.biom_loader").BIOMLoader().load_table(table)
     counted = {name: head.data[name] for name in ("count_min", "count_max") if name in head.data}
     dataset = data.ASVDataset(
@@ -131,7 +134,8 @@ def _columns(head: TargetHead, values: Tensor, spread: Tensor | None) -> dict[st
 
 
 def _read_metadata(pandas: Any, path: str) -> Any:
-    frame = pandas.read_csv(path, sep="\t", encoding="utf-8-sig")
+    # As in a table of sequences, an id is text: 007 is not 7.
+    frame = pandas.read_csv(path, sep="\t", encoding="utf-8-sig", dtype={"sample_id": str})
     frame.columns = frame.columns.str.strip()
     if "sample_id" not in frame.columns:
         raise ValueError(f"--metadata needs the column 'sample_id', and {path} has {', '.join(frame.columns)}")
@@ -139,8 +143,20 @@ def _read_metadata(pandas: Any, path: str) -> Any:
     return frame
 
 
+def _check_labels(head: TargetHead, columns: Sequence[str]) -> None:
+    """Raise unless the checkpoint can read the labels of every column that a prediction needs."""
+    scaled = () if head.normalizer is None else head.normalizer.cardinalities
+    readable = () if head.encoder is None else head.encoder.columns
+    missing = [column for column in (*columns, *scaled) if column not in readable]
+    if missing:
+        raise ValueError(
+            f"the checkpoint has no labels of the column {missing[0]!r}; give attach an encoder= of all columns of "
+            "the model and the normalizer, or predict in Python with ids"
+        )
+
+
 def _ids(head: TargetHead, frame: Any) -> dict[str, dict[str, int]]:
     assert head.encoder is not None
-    ids = head.encoder.transform(text_labels(frame, head.encoder.columns))
+    ids = ids_of(head.encoder, frame)
     rows = zip(*(values.tolist() for values in ids.values()), strict=True)
     return {sample: dict(zip(ids, row, strict=True)) for sample, row in zip(frame["sample_id"], rows, strict=True)}

@@ -13,7 +13,7 @@ from reghead._optional import import_optional
 from reghead.adapters.aam._attach import attach
 from reghead.adapters.aam._dataset import LabelReader, TargetsDataset, read_targets
 from reghead.adapters.aam._head import TargetHead
-from reghead.adapters.aam._labels import text_labels
+from reghead.adapters.aam._labels import ids_of, text_labels
 from reghead.adapters.aam._loss import loss
 from reghead.adapters.aam._plan import Plan
 from reghead.adapters.aam._trainer import prepare_trainer
@@ -71,14 +71,13 @@ class Session:
             return
         targets = torch.stack(list(read_targets(metadata, self.plan.outputs).values()))
         if self.plan.labels:
-            labels = text_labels(metadata, self.plan.labels)
             if self.resumed is None:
                 self.encoder = CategoryEncoder(self.plan.labels)
-                self.seen = self.encoder.fit_transform(labels)
+                self.seen = self.encoder.fit_transform(text_labels(metadata, self.plan.labels))
             else:
                 self.encoder = self.resumed.encoder
                 assert self.encoder is not None
-                self.seen = self.encoder.transform(labels)
+                self.seen = ids_of(self.encoder, metadata)
         if self.resumed is None:
             sizes = {} if self.encoder is None else self.encoder.cardinalities
             self.normalizer = self.plan.fit_normalizer(targets, self.seen, sizes)

@@ -10,12 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from reghead._optional import import_optional
-from reghead.adapters.aam._contract import check_trainer
+from reghead.adapters.aam._contract import check_normalizer, check_trainer
+from reghead.adapters.aam._dataset import check_samples
 from reghead.adapters.aam._head import TargetHead
-from reghead.adapters.aam._labels import text_labels
+from reghead.adapters.aam._labels import ids_of
 from reghead.adapters.aam._loss import AUXILIARY, AttachedLoss
 from reghead.adapters.aam._predictor import AttachedPredictor
 from reghead.functional._quantiles import nearest_level
+from reghead.nn._part import name_in
 from reghead.normalization import CategoryNormalizer
 
 _KEY = "normalizer."
@@ -46,8 +48,9 @@ def prepare_trainer(trainer: Any, normalizer: CategoryNormalizer | None = None, 
         ``trainer``.
 
     Raises:
-        TypeError: If the Trainer is not AAM's, or its model has no head of reghead.
-        ValueError: If it was prepared before, it normalizes by itself, or its loss leaves out what the head adds.
+        TypeError: If the Trainer is not AAM's, its model has no head of reghead, or the normalizer is of another kind.
+        ValueError: If it was prepared before, it normalizes by itself, its loss leaves out what the head adds or has
+            other quantiles, or the metadata cannot tell the categories.
 
     Example:
         >>> trainer = Trainer(model, loss("huber"))  # doctest: +SKIP
@@ -61,26 +64,21 @@ def prepare_trainer(trainer: Any, normalizer: CategoryNormalizer | None = None, 
     head = model.target_head
     if isinstance(getattr(trainer._prepare_batch, "__self__", None), _Preparation):
         raise ValueError("the trainer is prepared already; make a new one")
-    balanced = head.config.moe is not None and head.config.moe.load_balancing_weight > 0
-    if (balanced or head.config.partial_pooling) and not isinstance(trainer.loss_fn, AttachedLoss):
-        raise ValueError(
-            f"the head adds {' and '.join(AUXILIARY)} to the training loss, which AAM's own loss leaves out; "
-            "use reghead.adapters.aam.loss(...)"
-        )
+    _check_loss(head, trainer.loss_fn)
+    normalizer = head.normalizer if normalizer is None else normalizer
     if normalizer is not None:
-        head.normalizer = copy.deepcopy(normalizer)  # refitting the caller's must not move predictions
-    if head.normalizer is not None:
         if trainer.target_normalization_params is not None:
             raise ValueError(
                 "the trainer was made with target_normalization_params, and would normalize and scale back beside the "
                 "normalizer; leave them out, and give it batches of targets in their own units"
             )
-        if not head.normalizer.is_fitted or head.normalizer.out_features != head.out_features:
-            raise ValueError(
-                f"the normalizer must be fitted on the {head.out_features} targets of the head, got {head.normalizer!r}"
-            )
+        check_normalizer(normalizer, head.out_features)
+    samples = {} if metadata is None else _ids_by_sample(head, normalizer, metadata)
+    if normalizer is not head.normalizer:
+        head.normalizer = copy.deepcopy(normalizer)  # refitting the caller's must not move predictions
+    if head.normalizer is not None:
         head.normalizer.to(next(model.parameters()).device)
-    preparation = _Preparation(trainer, head, metadata)
+    preparation = _Preparation(trainer, head, samples)
     if hasattr(trainer.model, "module") and not _is_sharded(trainer.model):
         trainer.evaluator.model = model
     evaluator = trainer.evaluator
@@ -107,6 +105,24 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return model
 
 
+def _check_loss(head: TargetHead, loss_fn: nn.Module) -> None:
+    """Raise unless ``loss_fn`` trains all that ``head`` predicts."""
+    balanced = head.config.moe is not None and head.config.moe.load_balancing_weight > 0
+    added = balanced or head.config.partial_pooling > 0 or head.config.ensemble > 1
+    if not isinstance(loss_fn, AttachedLoss):
+        if added:
+            raise ValueError(
+                f"the head adds {', '.join(AUXILIARY)} or members of its own to the training loss, which AAM's own "
+                "loss leaves out; use reghead.adapters.aam.loss(...)"
+            )
+        return
+    levels = getattr(loss_fn.target_loss, "quantiles", None)
+    if levels is not None and levels != head.config.quantiles:
+        raise ValueError(
+            f"the loss is of the quantiles {levels}, and the head predicts {head.config.quantiles}; give both the same"
+        )
+
+
 def _is_sharded(model: nn.Module) -> bool:
     return type(model).__name__ == "FullyShardedDataParallel"
 
@@ -114,12 +130,12 @@ def _is_sharded(model: nn.Module) -> bool:
 class _Preparation:
     """What stands in the place of some methods of one Trainer and its Evaluator."""
 
-    def __init__(self, trainer: Any, head: TargetHead, metadata: Any) -> None:
+    def __init__(self, trainer: Any, head: TargetHead, samples: dict[Any, dict[str, int]]) -> None:
         self.head = head
         self.train_batch, self.val_batch = trainer._prepare_batch, trainer.evaluator._prepare_batch
         self.log_epoch, self.validate_plainly = trainer._log_to_tensorboard, trainer.evaluator.validate_epoch
         self.trainer = trainer
-        self.samples = {} if metadata is None else _ids_by_sample(head, metadata)
+        self.samples = samples
         self.experts: list[Tensor] = []
         self.names = head.outputs or tuple(str(i) for i in range(head.out_features))
 
@@ -180,12 +196,16 @@ class _Preparation:
             shares = torch.stack(self.experts).mean(dim=0).tolist()
             scalars |= {f"experts/{expert}": share for expert, share in enumerate(shares)}
             self.experts.clear()
-        for name, table in () if self.head.scaler is None else self.head.scaler.named_parameters():
-            kind, _, column = name.partition("_")
-            # As AAM logs them: the scale itself, and not what it differs from 1 by.
-            values = table.detach() if kind == "bias" else table.detach() + 1.0
-            scalars[f"conditional_scaling/{column}_{kind}_mean"] = values.mean().item()
-            scalars[f"conditional_scaling/{column}_{kind}_std"] = values.std().item()
+        scaler = self.head.scaler
+        for column in () if scaler is None else scaler.cardinalities:
+            for kind in ("scale", "bias"):
+                values = getattr(scaler, name_in(kind, column)).detach()
+                if scaler is not None and kind == "scale":
+                    # As AAM logs them: the scale itself, and not what it differs from 1 by.
+                    values = scaler._factor(values)
+                if values.numel():
+                    scalars[f"conditional_scaling/{column}_{kind}_mean"] = values.mean().item()
+                    scalars[f"conditional_scaling/{column}_{kind}_std"] = values.std(unbiased=len(values) > 1).item()
         for tag, value in scalars.items() if self.trainer.writer is not None else ():
             self.trainer.writer.add_scalar(tag, value, epoch)
 
@@ -219,13 +239,20 @@ class _Preparation:
         return {c: torch.where((ids[c] >= 0) & (ids[c] < n), ids[c], 0) for c, n in columns.items() if ids is not None}
 
 
-def _ids_by_sample(head: TargetHead, metadata: Any) -> dict[Any, dict[str, int]]:
+def _ids_by_sample(head: TargetHead, normalizer: CategoryNormalizer | None, metadata: Any) -> dict[Any, dict[str, int]]:
     if head.encoder is None:
         raise ValueError(
             "metadata holds labels, and the head has no encoder to read them; pass encoder= to attach "
             "(encoder_from_aam makes it from AAM's)"
         )
-    ids = head.encoder.transform(text_labels(metadata, head.encoder.columns))
+    check_samples(metadata)
+    for column in () if normalizer is None else normalizer.cardinalities:
+        if column not in head.encoder.columns:
+            raise ValueError(
+                f"the normalizer needs the column {column!r}, and the head's encoder has "
+                f"{', '.join(head.encoder.columns)}; give attach an encoder= of all of them"
+            )
+    ids = ids_of(head.encoder, metadata)
     rows = zip(*(values.tolist() for values in ids.values()), strict=True)
     return {s: dict(zip(ids, row, strict=True)) for s, row in zip(metadata["sample_id"], rows, strict=True)}
 
