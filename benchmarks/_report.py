@@ -12,6 +12,7 @@ from benchmarks._score import Row, band
 Rows = Mapping[tuple[str, str], Row]
 
 BASELINES = ("mean", "additive")
+TREES, MIXED = "lightgbm", f"{PREFIX}-mixed"
 
 
 def table(rows: Rows) -> pd.DataFrame:
@@ -88,11 +89,11 @@ def misses(rows: Rows) -> list[str]:
                         )
     for (data, kind), row in rows.items():
         for method in filter(_is_ours, row.methods):
-            found += [f"{data} {kind} {method}: {what}" for what in _misses_of(row, method)]
+            found += [f"{data} {kind} {method}: {what}" for what in _misses_of(row, kind, method)]
     return found
 
 
-def _misses_of(row: Row, method: str) -> Iterator[str]:
+def _misses_of(row: Row, kind: str, method: str) -> Iterator[str]:
     nrmse = row.draws(method, "nrmse")
     if peers := [name for name in row.methods if not _is_ours(name)]:
         best = row.best(peers, "nrmse")
@@ -104,9 +105,23 @@ def _misses_of(row: Row, method: str) -> Iterator[str]:
         ratio = nrmse[0] / row.value(best, "nrmse")
         if ratio > 1.02:
             yield f"nRMSE is {ratio:.3f} times that of {best}, above 1.02"
-    low, high = band(row.draws(method, "coverage"))
-    if not low <= CONFIDENCE <= high:
-        yield f"the band of coverage, {low:.3f} to {high:.3f}, is without {CONFIDENCE}"
+    if TREES in row.methods:
+        ratio = row.value(method, "interval_score") / row.value(TREES, "interval_score")
+        if ratio > 1.0:
+            yield f"the interval score is {ratio:.3f} times that of {TREES}, above 1.0"
+    if method.startswith(f"{PREFIX}+") and PREFIX in row.methods and kind != "random":
+        low, _ = band(nrmse / row.draws(PREFIX, "nrmse"))
+        if low > 1.0:
+            yield f"the band of nRMSE over that of {PREFIX} begins at {low:.3f}, above 1.0"
+    if kind.startswith("new"):
+        if MIXED in row.methods and (ratio := nrmse[0] / row.value(MIXED, "nrmse")) > 1.0:
+            yield f"nRMSE is {ratio:.3f} times that of {MIXED}, above 1.0"
+        if (coverage := row.value(method, "coverage")) < 0.75:
+            yield f"the coverage is {coverage:.3f}, below 0.75"
+    else:
+        low, high = band(row.draws(method, "coverage"))
+        if not low <= CONFIDENCE <= high:
+            yield f"the band of coverage, {low:.3f} to {high:.3f}, is without {CONFIDENCE}"
     worst = row.worst_coverage(method)
     if worst < 0.6:
         yield f"the worst category is covered {worst:.3f}, below 0.6"

@@ -294,6 +294,23 @@ def test_misses_name_each_limit_that_is_broken(small):
     assert [miss for miss in _report.misses(rows) if "nRMSE" in miss] == []
 
 
+def test_misses_name_intervals_techniques_and_new_categories(small):
+    fold = fold_of(small, "loc")
+    good, bad = (shifted(fold.test.target, by) for by in (0.5, 5.0))
+    of = {"lightgbm": good, "reghead": good, "reghead-mixed": good, "reghead+film": bad}
+    row = _score.Row([run_of(name, fold, prediction) for name, prediction in of.items()])
+    told = {kind: _report.misses({("small", kind): row}) for kind in ("loc", "new3")}
+    for kind, found in told.items():
+        assert not [miss for miss in found if f"small {kind} reghead: the interval" in miss]
+        assert any("reghead+film: the interval score is" in miss and "of lightgbm, above 1.0" in miss for miss in found)
+        assert f"small {kind} reghead+film: the band of nRMSE over that of reghead begins at 10.000, above 1.0" in found
+    assert "small new3 reghead+film: nRMSE is 10.000 times that of reghead-mixed, above 1.0" in told["new3"]
+    assert "small new3 reghead+film: the coverage is 0.000, below 0.75" in told["new3"]
+    assert "small new3 reghead+film: the worst category is covered 0.000, below 0.6" in told["new3"]
+    assert not [miss for miss in told["new3"] if "the band of coverage" in miss]
+    assert not [miss for miss in told["loc"] if "below 0.75" in miss or "of reghead-mixed" in miss]
+
+
 def test_geometric_means_are_over_data_sets(small):
     fold = fold_of(small, "random")
     runs = [run_of("lightgbm", fold, shifted(fold.test.target, 1.0))]

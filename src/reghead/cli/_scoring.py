@@ -162,7 +162,7 @@ def _routing(model: TableModel, parts: TableParts) -> Routing | None:
         x, ids = model.preprocessor.transform(part, model.dtype, expect_unseen=True)
         for rows in torch.arange(len(x)).split(_BLOCK):  # type: ignore[no-untyped-call]
             block = {name: i.to(model.device) for name, i in take_ids(ids, rows).items()}
-            aux = model.head(x[rows].to(model.device), block, return_aux=True)[1]
+            aux = model.network(x[rows].to(model.device), block, return_aux=True)[1]
             assert aux.routing is not None  # it has experts
             weights.append(aux.routing.routing_weights.cpu())
         found.append(ids[column])

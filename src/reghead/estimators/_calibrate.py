@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from reghead._warnings import RegheadWarning, UnseenCategoryWarning
-from reghead.calibration import ConformalizedQuantiles
+from reghead.calibration import ConformalizedQuantiles, conformal_rank
 from reghead.categories import Vocabulary
 from reghead.config import RegressionConfig
 from reghead.estimators._intervals import ENVIRONMENT, CalibratedIntervals
@@ -57,8 +57,15 @@ def columns_to_calibrate(
                 "others; leave one of them out"
             )
     for column in resolved:
-        if (count := len(Vocabulary.from_labels(part.labels[column])) - 1) < 2:
+        vocabulary = Vocabulary.from_labels(part.labels[column])
+        if (count := len(vocabulary) - 1) < 2:
             raise ValueError(f"calibrate_by needs at least 2 categories of {column!r}, to leave one out, got {count}")
+        rows = np.bincount(vocabulary.encode(part.labels[column]))[1:]
+        if (rest := len(part.target) - int(rows.max())) < 2:
+            raise ValueError(
+                f"calibrate_by trains without each category of {column!r}, and without the largest there is {rest} row "
+                "left, of 2 that a model needs; give more rows of other categories, or leave calibrate_by out"
+            )
     return resolved
 
 
@@ -97,15 +104,25 @@ def calibrate(
         intervals = CalibratedIntervals({column: sizes[column] for column in columns}, levels, counts)
         intervals.observe({column: i for column, i in _ids(model, part).items() if column in columns})
         known = intervals.is_known({column: i for column, i in _ids(model, held).items() if column in columns})
-        intervals.known.conformalize(model.predict(held), torch.from_numpy(held.target), mask=known)
+        preds, target = (model.to_calibrate(y) for y in (model.predict(held), torch.from_numpy(held.target)))
+        intervals.known.conformalize(preds, target, mask=known)
         for new, (preds, target, kept, group) in zip(intervals.new_environments(), found, strict=True):
             environments = {ENVIRONMENT: torch.from_numpy(np.unique(group[kept], return_inverse=True)[1]) + 1}
+            preds, target = model.to_calibrate(preds), model.to_calibrate(target)
             new.conformalize(preds, target, environments, left_out="environments")
+    widest = levels[-1] - levels[0]
+    if conformal_rank(rows := int(known.sum()), round(widest, 12)) > rows:
+        warnings.warn(
+            f"intervals of {widest:.3g} for a known {' and '.join(columns)} are infinite: of the rows held back {rows} "
+            "have one, too few to calibrate on; hold back more by validation_fraction or eval_set",
+            RegheadWarning,
+            stacklevel=3,
+        )
     for depth, count in enumerate(counts, start=1):
         if not intervals.is_enough(count):
             warnings.warn(
-                f"intervals for a new {' and '.join(columns[:depth])} are calibrated on {count} only, without a "
-                f"guarantee: that needs {intervals.needed}",
+                f"intervals for a new {' and '.join(columns[:depth])} are calibrated on {count} only: from "
+                f"{intervals.needed} on they are guaranteed, here their rows are taken together, right on average at best",
                 RegheadWarning,
                 stacklevel=3,
             )

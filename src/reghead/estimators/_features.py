@@ -13,7 +13,8 @@ Bins = Sequence[Sequence[float]]
 """For each number the edges between which its embedding is linear; none for one that is taken as it is."""
 _MAX_BINS, _WIDTH = 48, 16
 _ROWS_IN_A_BIN = 20  # at least: a bend between fewer is noise
-_APART = 1e-5  # between edges: an embedding has them in float32
+_APART = 1e-5  # between edges, as a share of the larger: an embedding has them in float32
+_NARROWEST = 1e-30  # of a bin, by which an embedding divides
 
 
 class Features(nn.Module):
@@ -100,7 +101,10 @@ def make_bins(x: FloatArray, weight: FloatArray | None) -> list[list[float]]:
         mass = weight[order].cumsum()
         bins = int(min(_MAX_BINS, max(mass[-1] // _ROWS_IN_A_BIN, 1)))
         wanted = np.linspace(0, 1, bins + 1) * mass[-1] * (1 - 1e-12)  # the last is the largest number
-        edges = np.unique(column[order][mass.searchsorted(wanted)])
-        edges = edges[np.diff(edges, prepend=-np.inf) > _APART]
-        found.append(edges.tolist() if len(edges) > 2 else [])
+        edges: list[float] = []
+        for edge in np.unique(column[order][mass.searchsorted(wanted)]).tolist():
+            # A share: one wild number may leave all others within 1e-4 of each other.
+            if not edges or edge - edges[-1] > max(_APART * max(abs(edge), abs(edges[-1])), _NARROWEST):
+                edges.append(edge)
+        found.append(edges if len(edges) > 2 else [])
     return found

@@ -48,7 +48,7 @@ class CalibratedIntervals(SelfDescribing):
 
     @property
     def needed(self) -> int:
-        """Environments that a guaranteed interval takes: where they are fewer, it is that of the worst row of all."""
+        """From how many environments on an interval is the guaranteed one: with fewer it is infinite, or very wide."""
         return max(math.ceil(1 / (1 - (self.quantiles[-1] - self.quantiles[0])) - 1e-9) - 1, _FEW)
 
     def is_enough(self, environments: int) -> bool:

@@ -144,8 +144,18 @@ class TableModel(SelfDescribing):
         """Calibrated ends of all pairs of levels in increasing order, on the CPU. Shape ``(B, D, 2L)``."""
         assert self.intervals is not None  # the caller checks
         _, ids = self.preprocessor.transform(part, self.dtype, expect_unseen=True)
-        ends: Tensor = self.intervals(self.predict(part), ids)
-        return ends
+        ends: Tensor = self.intervals(self.to_calibrate(self.predict(part)), ids)
+        return ends if self.normalizer is None else self.normalizer.transform.inverse(ends)
+
+    def to_calibrate(self, values: Tensor) -> Tensor:
+        """Predictions or targets on the scale of the target transform, where any shift of them is a target."""
+        transform = None if self.normalizer is None else self.normalizer.transform
+        if transform is None or transform.kind in ("identity", "clamp"):
+            return values
+        ends = transform.inverse(values.new_tensor([-torch.inf, torch.inf]))
+        # A prediction next to an end may be rounded to it, which is not a target.
+        low, high = torch.nextafter(ends, ends.flip(0))
+        return transform.forward(values.clamp(low, high))
 
     def _center(self, preds: Tensor) -> Tensor | None:
         """The median that quantiles are spread around: between two levels as in a normal distribution.

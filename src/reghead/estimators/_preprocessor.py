@@ -68,7 +68,8 @@ class Preprocessor:
     def partial_fit(self, part: Part) -> None:
         """Add the training rows of ``part``, each as often as its weight says."""
         self.rows += len(part.target)
-        moments = _moments(np.concatenate([part.numbers, part.target], axis=1, dtype=np.float64), part.weight)
+        with np.errstate(over="ignore", invalid="ignore"):  # the estimates are looked at
+            moments = _moments(np.concatenate([part.numbers, part.target], axis=1, dtype=np.float64), part.weight)
         self._moments = moments if self._moments is None else self._moments.merge(moments)
         self.indicated |= np.isnan(part.numbers).any(axis=0)
         self.low = np.fmin(self.low, np.fmin.reduce(part.numbers, axis=0, initial=np.inf))
@@ -129,6 +130,13 @@ class Preprocessor:
         # A constant column: what is left is the rounding of its mean.
         scale[scale <= 1e-12 * np.abs(mean)] = 1.0
         numeric = len(self.numeric)
+        if not np.isfinite(scale).all():
+            first = int(np.isfinite(scale).argmin())
+            which = f"numbers of {self.numeric[first]!r}" if first < numeric else "targets"
+            raise ValueError(
+                f"the {which} are too large: their variance is no number in float64; give them in units "
+                "in which they are below 1e150"
+            )
         self.mean, self.scale, self.target_scale = mean[:numeric], scale[:numeric], scale[numeric:]
 
 

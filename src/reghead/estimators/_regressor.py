@@ -19,16 +19,24 @@ from sklearn.utils.validation import (
 )
 from torch import Tensor
 
-from reghead._checks import check_choice
+from reghead._checks import check_choice, check_number
 from reghead.categories import CategoryEncoder
 from reghead.config import MoEConfig, RegressionConfig
 from reghead.estimators._calibrate import calibrate, columns_to_calibrate
 from reghead.estimators._fit import fit_model
 from reghead.estimators._model import TableModel
 from reghead.estimators._part import FloatArray, Part
-from reghead.estimators._settings import arguments_of, make_config
+from reghead.estimators._settings import arguments_of, check_auto, make_config
 from reghead.estimators._split import as_frequencies, held_back, validation_labels
-from reghead.estimators._table import Column, names_of, split_columns, target_names, validate_mixed
+from reghead.estimators._table import (
+    CHECKS,
+    Column,
+    names_of,
+    naming_labels,
+    split_columns,
+    target_names,
+    validate_mixed,
+)
 from reghead.estimators._training import History, TrainingOptions, progress
 from reghead.heads import RegressionHead
 from reghead.normalization import CategoryNormalizer, MixedEffects
@@ -347,7 +355,7 @@ class HeadRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
             ValueError: If the loss predicts no quantiles, or not those of ``confidence_level``.
         """
         levels = self._levels()
-        if not 0.0 < confidence_level < 1.0:
+        if not 0.0 < check_number("confidence_level", confidence_level) < 1.0:
             raise ValueError(f"confidence_level must be between 0 and 1, got {confidence_level!r}")
         wanted = ((1 - confidence_level) / 2, (1 + confidence_level) / 2)
         found = [i for w in wanted for i, level in enumerate(levels) if abs(level - w) < 1e-9]
@@ -375,14 +383,15 @@ class HeadRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         check_choice("numeric_embeddings", self.numeric_embeddings, (True, False))
         size = self.batch_size
         if isinstance(size, str):
-            check_choice("batch_size", size, ("auto",))
+            check_auto("batch_size", size)
             size = min(max(2 ** round(math.log2(max(rows, 1) / 16)), 32), 1024)
         names = ("max_epochs", "lr", "categorical_lr", "weight_decay", "patience")
         return TrainingOptions(batch_size=size, **{name: getattr(self, name) for name in names})
 
     def _validate_fit(self, X: Any, y: Any, *, reset: bool) -> tuple[Any, FloatArray]:  # noqa: N803
         if not self.categories:
-            table, target = validate_data(self, X, y, reset=reset, multi_output=True, y_numeric=True, **_CHECKS)
+            with naming_labels(X):
+                table, target = validate_data(self, X, y, reset=reset, multi_output=True, y_numeric=True, **CHECKS)
         else:
             table, target = validate_mixed(self, X, reset=reset), check_array(y, ensure_2d=False, input_name="y")
             check_consistent_length(table, target)
@@ -405,7 +414,7 @@ class HeadRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
     def _validate(self, X: Any) -> Any:  # noqa: N803
         if self._model.preprocessor.categories:
             return validate_mixed(self, X, reset=False)
-        return validate_data(self, X, reset=False, **_CHECKS)
+        return validate_data(self, X, reset=False, **CHECKS)
 
     def _read_eval_set(self, eval_set: Any, names: Sequence[str], categories: Sequence[str], targets: int) -> Part:
         if not isinstance(eval_set, tuple | list) or len(eval_set) not in (2, 3):
@@ -434,6 +443,3 @@ class HeadRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         if levels is None:
             raise ValueError(f"loss={self.config_.loss.type!r} predicts no quantiles; fit with loss='quantile'")
         return levels
-
-
-_CHECKS: dict[str, Any] = {"dtype": (np.float64, np.float32), "ensure_all_finite": "allow-nan"}

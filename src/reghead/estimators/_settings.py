@@ -56,7 +56,8 @@ def make_config(given: Any, names: Sequence[str], outputs: tuple[str, ...]) -> R
     plain = _build(HeadConfig, **fields | {"unknown_dropout": 0.0, "ensemble": 1})
     if not (plain.fusion or any(getattr(plain, name) for name in _COLUMNS) or (plain.moe and plain.moe.routing)):
         fields["unknown_dropout"] = 0.0  # nothing uses categories, and nothing has to be told of unknown ones
-    if fields["ensemble"] == "auto":
+    if isinstance(given.ensemble, str):
+        check_auto("ensemble", given.ensemble)
         fields["ensemble"] = _MEMBERS if plain.hidden_dims and plain.moe is None else 1
     head = _build(HeadConfig, **fields)
     loss = _make_loss(given, outputs)
@@ -84,6 +85,12 @@ def make_config(given: Any, names: Sequence[str], outputs: tuple[str, ...]) -> R
     used = None if given.normalize is None else normalizer
     config = _build(RegressionConfig, head=head, loss=loss, normalizer=used)
     return config.on_target_scale()
+
+
+def check_auto(name: str, value: str) -> None:
+    """Raise unless ``value``, of an argument that is a number otherwise, leaves the choice to us."""
+    if value != "auto":
+        raise ValueError(f"{name} must be an integer or 'auto', got {value!r}")
 
 
 def arguments_of(config: RegressionConfig, options: TrainingOptions) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """From a table X of scikit-learn's kinds to numbers and labels."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -10,6 +11,8 @@ from reghead._checks import did_you_mean
 from reghead.estimators._part import FloatArray
 
 Column: TypeAlias = str | int
+CHECKS: dict[str, Any] = {"dtype": (np.float64, np.float32), "ensure_all_finite": "allow-nan"}
+"""What scikit-learn asks of numbers."""
 
 
 def names_of(table: Any) -> list[str]:
@@ -56,10 +59,24 @@ def split_columns(table: Any, names: Sequence[str], categories: Sequence[str]) -
         numbers = array[:, numeric] if numeric else None
     if numbers is None:
         return np.zeros((len(table), 0)), labels
-    checked = check_array(
-        numbers, dtype=(np.float64, np.float32), ensure_all_finite="allow-nan", input_name="the numbers of X"
-    )
-    return checked, labels
+    with naming_labels(numbers):
+        return check_array(numbers, **CHECKS, input_name="the numbers of X"), labels
+
+
+@contextlib.contextmanager
+def naming_labels(table: Any) -> Iterator[None]:
+    """Say which column of a DataFrame is no number, where that is why it cannot be read."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        for name in getattr(table, "columns", ()):
+            try:
+                check_array(table[[name]], dtype=CHECKS["dtype"], ensure_all_finite=False)
+            except (TypeError, ValueError) as why:
+                raise ValueError(
+                    f"the column {name!r} of X does not hold numbers ({why}); name it in categories, or leave it out"
+                ) from error
+        raise
 
 
 def validate_mixed(estimator: Any, X: Any, *, reset: bool) -> Any:  # noqa: N803

@@ -189,7 +189,7 @@ class MixedEffects(MixedPredictor):
             weight: As in :meth:`fit`.
 
         Returns:
-            z, of variance 1 if the model holds, in the shape and dtype of ``target``.
+            z, of variance 1 if the model holds, in the shape and dtype of ``target``; NaN for a row of weight 0.
         """
         ids, flat = self._prepare("target", target, categories, features, -1)
         values, weights = measure(self.transform, target, weight)

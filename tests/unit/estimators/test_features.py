@@ -160,7 +160,7 @@ def test_bins_hold_equally_many_rows_between_the_smallest_and_the_largest() -> N
 def test_a_number_with_fewer_than_three_edges_has_none() -> None:
     """A line between two edges is the number itself."""
     rows = np.arange(40)
-    x = np.stack([np.full(40, 3.0), rows % 2, rows % 3, 1e-9 * rows], axis=1)
+    x = np.stack([np.full(40, 3.0), rows % 2, rows % 3, 1 + 1e-9 * rows], axis=1)
     assert make_bins(x, None) == [[], [], [0.0, 1.0, 2.0], []]
     assert make_bins(np.zeros((3, 0)), None) == []
 
@@ -178,6 +178,20 @@ def test_edges_keep_apart_what_float32_cannot_tell() -> None:
     assert make_bins(x, None) == [[0.0, 1.0, 2.0]]
     features = Features(1, 0, bins=make_bins(x, None), dtype=torch.float32)
     assert features(torch.from_numpy(x).float()).isfinite().all()
+
+
+def test_edges_are_those_of_the_rows_whatever_the_unit() -> None:
+    """One wild number makes all others small and close: they are to be told apart as before."""
+    x = np.random.default_rng(0).normal(size=(500, 1))
+    (edges,) = make_bins(x, None)
+    for unit in (1e-20, 1e-6, 1e6):
+        np.testing.assert_allclose(make_bins(unit * x, None)[0], unit * np.array(edges), rtol=1e-12)
+
+
+def test_edges_that_are_close_in_a_chain_are_thinned_and_not_dropped() -> None:
+    x = np.repeat(1.0 + 4e-6 * np.arange(20), 25)[:, None]
+    (edges,) = make_bins(x, None)
+    np.testing.assert_allclose(edges, 1.0 + 1.2e-5 * np.arange(7), rtol=0, atol=1e-12)
 
 
 def network(dtype: torch.dtype = torch.float64) -> Network:

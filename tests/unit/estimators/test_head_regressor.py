@@ -126,6 +126,8 @@ def test_an_interval_that_was_not_fitted_is_refused() -> None:
         model.predict_interval(X, 0.9)
     with pytest.raises(ValueError, match="confidence_level must be between 0 and 1, got 80"):
         model.predict_interval(X, 80)
+    with pytest.raises(TypeError, match=r"confidence_level must be a number, got '0.8' of type str"):
+        model.predict_interval(X, "0.8")
     point = HeadRegressor(["site"], **QUICK).fit(X, y)
     for call in (point.predict_quantiles, lambda X: point.predict_interval(X, 0.8)):  # noqa: N803
         with pytest.raises(ValueError, match="loss='mse' predicts no quantiles; fit with loss='quantile'"):
@@ -287,8 +289,8 @@ def test_pipeline_grid_search_cross_validation_and_pickle() -> None:
         ({"max_epochs": 0}, "max_epochs"),
         ({"loss": "hubre"}, "loss must be one of .*did you mean 'huber'"),
         ({"hidden_dims": 5}, "hidden_dims must be a sequence of integers"),
-        ({"ensemble": "many"}, "ensemble must be an integer, got 'many'"),
-        ({"batch_size": "many"}, "batch_size must be one of 'auto', got 'many'"),
+        ({"ensemble": "many"}, "ensemble must be an integer or 'auto', got 'many'"),
+        ({"batch_size": "many"}, "batch_size must be an integer or 'auto', got 'many'"),
         ({"moe": [3]}, "moe must be a MoEConfig or a mapping"),
         ({"numeric_embeddings": "yes"}, "numeric_embeddings must be one of True, False, got 'yes'"),
         ({"normalize": True}, "normalize must be one of 'moments', 'mixed_effects', None, got True"),
@@ -346,3 +348,14 @@ assert "HeadRegressor" in dir(reghead.estimators)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("categories", [None, ["site"]])
+def test_a_column_of_labels_that_was_not_named_is_told(categories: list[str] | None) -> None:
+    X, y = shifted()  # noqa: N806
+    told = "the column '(site|kind)' of X does not hold numbers .could not convert .*; name it in categories"
+    with pytest.raises(ValueError, match=told):
+        HeadRegressor(categories, **QUICK).fit(X.assign(kind="clay"), y)
+    model = HeadRegressor(["site"], **QUICK).fit(X.assign(kind=1.0), y)
+    with pytest.raises(ValueError, match="the column 'kind' of X does not hold numbers"):
+        model.predict(X.assign(kind="clay"))

@@ -184,10 +184,22 @@ def test_refits_train_for_the_best_number_of_epochs_on_all_other_rows(monkeypatc
 
 def test_few_environments_are_told() -> None:
     X, y = sites(300, 3)  # noqa: N806
-    with pytest.warns(RegheadWarning, match="a new site are calibrated on 3 only, without a guarantee: that needs 10"):
+    with pytest.warns(RegheadWarning, match="a new site are calibrated on 3 only: from 10 on they are guaranteed"):
         HeadRegressor(["site"], loss="quantile", calibrate_by="site", **{**QUICK, "max_epochs": 3}).fit(
             X.drop(columns="season"), y
         )
+
+
+def test_infinite_intervals_for_known_sites_are_told_in_training() -> None:
+    """Four rows, at least, are needed for 80 %; of 30, three are held back."""
+    X, y = sites(30, 12)  # noqa: N806
+    options = {**QUICK, "max_epochs": 1, "hidden_dims": (), "loss": "quantile", "early_stopping": True}
+    told = "intervals of 0.8 for a known site are infinite: of the rows held back [0-3] have one"
+    with pytest.warns(RegheadWarning, match=told):
+        model = HeadRegressor(["site"], calibrate_by="site", **options).fit(X, y)
+    low, high = model.predict_interval(X.assign(site=model.encoder_.vocabularies["site"].labels[0]), 0.8)
+    assert np.isinf(low).all()
+    assert np.isinf(high).all()
 
 
 @pytest.mark.parametrize("levels", [(0.1, 0.9), (0.1, 0.2, 0.9), (0.8, 0.9), (0.1, 0.2)])
@@ -273,3 +285,48 @@ def test_what_a_mixed_model_and_a_calibration_cannot_go_on_with() -> None:
     assert np.isfinite(
         HeadRegressor(["site"], normalize="moments", **QUICK).fit(X[["site"]][:1], y[:1]).predict(X[["site"]][:1])
     ).all()
+
+
+def test_a_category_of_all_rows_but_one_cannot_be_left_out() -> None:
+    X, y = sites(30, 1)  # noqa: N806
+    X.loc[0, "site"] = "another"
+    with pytest.raises(
+        ValueError, match="without each category of 'site', and without the largest there is 1 row left"
+    ):
+        HeadRegressor(["site"], calibrate_by="site", loss="quantile", early_stopping=True, **QUICK).fit(X, y)
+
+
+@pytest.mark.parametrize(
+    ("options", "low", "high"),
+    [
+        ({"output_activation": "exp"}, 0.0, np.inf),
+        ({"output_activation": "relu"}, 0.0, np.inf),
+        ({"output_activation": "softplus", "normalize": "mixed_effects"}, 0.0, np.inf),
+        ({"bounds": (0, 1)}, 0.0, 1.0),
+        ({"target_transform": "log1p"}, -1.0, np.inf),
+    ],
+)
+def test_calibrated_intervals_stay_where_targets_can_be(options: dict[str, Any], low: float, high: float) -> None:
+    X, u = sites(300, 12, spread=2.0)  # noqa: N806
+    y = np.exp(u) if high > 1 else 1 / (1 + np.exp(-u))
+    model = HeadRegressor(["site"], calibrate_by="site", **{**CALIBRATED, "max_epochs": 2, **options})
+    model.fit(X.drop(columns="season"), y)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UnseenCategoryWarning)
+        for rows in (X, X.assign(site="new")):
+            lower, upper = model.predict_interval(rows.drop(columns="season"), 0.8)
+            assert (lower >= low).all()
+            assert (upper <= high).all()
+            assert (lower < upper).all()
+
+
+def test_calibration_does_not_depend_on_the_scale_of_the_transform() -> None:
+    """Logarithms calibrated as they are, or as those of a target by transform, have one interval."""
+    X, u = sites(300, 12)  # noqa: N806
+    fits = []
+    for y, transform in ((u, "identity"), (np.exp(u), "log")):
+        options = {**CALIBRATED, "max_epochs": 1, "lr": 1e-12, "patience": 1}
+        model = HeadRegressor(["site"], calibrate_by="site", target_transform=transform, **options)
+        ends = np.stack(model.fit(X.drop(columns="season"), y).predict_interval(X.drop(columns="season"), 0.8))
+        fits.append(ends if transform == "identity" else np.log(ends))
+    np.testing.assert_allclose(*fits, rtol=1e-6, atol=1e-6)

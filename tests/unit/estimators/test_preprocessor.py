@@ -126,3 +126,14 @@ def test_without_numbers_there_is_one_feature_that_is_zero() -> None:
     assert ids["lake"].tolist() == [1, 2]
     x, ids = Preprocessor(["a"], []).transform(Part(np.ones((2, 1)), {}, np.zeros((2, 1)), None), torch.float64)
     assert (x.tolist(), ids) == ([[1.0], [1.0]], {})
+
+
+@pytest.mark.parametrize(("column", "told"), [(0, "numbers of 'depth'"), (1, "numbers of 'light'"), (2, "targets")])
+@pytest.mark.parametrize("size", [1e200, 1.7e308])
+def test_numbers_whose_variance_overflows_are_refused_by_name(column: int, told: str, size: float) -> None:
+    """Otherwise they are NaN from here on, also as predictions."""
+    given = part(0, 20)
+    (given.numbers if column < 2 else given.target)[::2, column % 2] = size
+    (given.numbers if column < 2 else given.target)[1::2, column % 2] = -size
+    with pytest.raises(ValueError, match=f"the {told} are too large: their variance is no number in float64"):
+        fitted(given)

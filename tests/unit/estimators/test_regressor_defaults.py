@@ -171,3 +171,14 @@ def test_embeddings_let_a_small_head_bend() -> None:
     options: dict[str, Any] = {"hidden_dims": (), "max_epochs": 60, "lr": 0.05, "random_state": 0}
     assert HeadRegressor(**options).fit(x, y).score(x, y) > 0.98
     assert HeadRegressor(numeric_embeddings=False, **options).fit(x, y).score(x, y) < 0.5
+
+
+def test_one_wild_number_leaves_the_others_their_bends() -> None:
+    """As a sentinel for a missing number is: the standard deviation is its own, and all others are next to equal."""
+    rng = np.random.default_rng(0)
+    X = rng.uniform(-3, 3, (1000, 1))  # noqa: N806
+    y = np.sin(2 * X[:, 0])
+    test = np.linspace(-2.9, 2.9, 100)[:, None]
+    X[0, 0] = 1e6
+    model = HeadRegressor(max_epochs=60, random_state=0).fit(X, y)
+    assert np.abs(model.predict(test) - np.sin(2 * test[:, 0])).mean() < 0.1  # 0.64 of the mean
