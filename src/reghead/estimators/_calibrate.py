@@ -122,7 +122,7 @@ def calibrate(
         if not intervals.is_enough(count):
             warnings.warn(
                 f"intervals for a new {' and '.join(columns[:depth])} are calibrated on {count} only: from "
-                f"{intervals.needed} on they are guaranteed, here their rows are taken together, right on average at best",
+                f"{intervals.needed} on they are guaranteed; now rows are taken together, right on average at best",
                 RegheadWarning,
                 stacklevel=3,
             )
