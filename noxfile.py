@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """The project's jobs: ``nox`` runs the gate, ``nox -l`` lists them all, ``nox -s lint`` runs one.
 
 torch is large, so there is one environment instead of one per job: the one that nox itself runs in.
@@ -70,8 +71,15 @@ def library(session: nox.Session) -> None:
 @nox.session(venv_backend="venv")
 def build(session: nox.Session) -> None:
     """Build the sdist and the wheel, and import every public module from the wheel with no extras."""
-    session.run_install("python", "-m", "pip", "install", "--quiet", "-c", CONSTRAINTS, "pip", "build")
+    tools = ("pip", "build", "check-wheel-contents", "twine")
+    session.run_install("python", "-m", "pip", "install", "--quiet", "-c", CONSTRAINTS, *tools)
     session.run("python", "-m", "build", "--outdir", "dist", env={"PIP_BUILD_CONSTRAINT": CONSTRAINTS})
     (wheel,) = Path("dist").glob("*.whl")
+    session.run("twine", "check", "--strict", *map(str, Path("dist").iterdir()))
+    session.run("check-wheel-contents", str(wheel))
     session.run("python", "-m", "pip", "install", "--quiet", "-c", CONSTRAINTS, "--force-reinstall", str(wheel))
     session.run("python", "-P", "tests/contracts/test_api_surface.py", "--check")
+
+
+if __name__ == "__main__":
+    nox.main()
