@@ -1,12 +1,16 @@
-"""A small table of sequences, distances and metadata, in the files that AAM reads."""
+"""A small table of sequences, distances and metadata, in the files that AAM reads; and the command on it."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from reghead.adapters.aam import main
+
 DEPTH = 100
+COLUMNS = "--categorical-columns location,season"
 
 
 def write_table(folder: Path, samples: int = 24, seed: int = 0, *, biom_format: bool = True) -> Path:
@@ -83,3 +87,19 @@ def predict_arguments(folder: Path, checkpoint: Path, output: Path) -> list[str]
         "--device": "cpu",
     }
     return ["predict", *(str(word) for pair in options.items() for word in pair)]
+
+
+def train(folder: Path, output: Path, flags: str = "", *, code: int = 0, epochs: int = 1) -> None:
+    """Run ``reghead-aam train`` with ``flags``, which ends with ``code``."""
+    words = shlex.split(flags)
+    target = [] if "--metadata-column" in words else ["--metadata-column", "y"]
+    assert main([*train_arguments(folder, output, epochs), *target, *words]) == code
+
+
+def predicted(folder: Path, checkpoint: Path, *more: str) -> Any:
+    """The predictions that ``reghead-aam predict`` writes with a checkpoint, by sample."""
+    import pandas
+
+    output = checkpoint.parent / f"{checkpoint.stem}.tsv"
+    assert main([*predict_arguments(folder, checkpoint, output), *more]) == 0
+    return pandas.read_csv(output, sep="\t").set_index("sample_id")

@@ -74,6 +74,18 @@ def test_with_known_categories_it_is_a_regression_head(name: str) -> None:
     assert aux.penalties.keys() == plain(x, categories, return_aux=True)[1].penalties.keys()
 
 
+@pytest.mark.parametrize(
+    ("given", "got"), [([1, 2], "list"), (torch.tensor([1.0, 2.0]), r"torch\.float32"), ("north", "str")]
+)
+def test_ids_that_are_no_tensor_of_integers_are_refused(given: Any, got: str) -> None:
+    head = TargetHead(F, 1, cardinalities={"location": 3}, scaler=["location"])
+    message = (
+        rf"categorical_ids\['location'\] must be a tensor of integer ids \(torch.int64\), got {got}; use torch.tensor"
+    )
+    with pytest.raises(TypeError, match=message):
+        head(torch.ones(2, F), {"location": given})
+
+
 def test_it_carries_a_normalizer_and_facts_in_its_state() -> None:
     target = draw(torch.Generator().manual_seed(0), torch.float64, 8, 1)
     places = {"location": torch.arange(8) % 4}

@@ -124,6 +124,58 @@ def test_bounds_act_on_the_range_of_the_targets_or_on_their_own_scale() -> None:
     assert plan_of(target_transform="log-minmax").head.bounds == (0.0, 1.0)
 
 
+ZSCORE = {"target_transform": "zscore"}
+
+
+@pytest.mark.parametrize(
+    ("values", "inside", "outside", "message"),
+    [
+        (
+            {**ZSCORE, "bounded_targets": True},
+            [0.1, 0.9],
+            [0.5, 1.0],
+            r"--bounded-targets with z-scores needs targets strictly between 0 and 1, and those of 'b' go from "
+            r"0\.5 to 1; leave it out, or have it bound .* --target-transform minmax and without --normalize-by",
+        ),
+        (
+            {**ZSCORE, "output_activation": "exp"},
+            [0.1, 9.0],
+            [0.0, 2.0],
+            r"--output-activation exp with z-scores needs targets above 0, .* go from 0 to 2; leave it out, or .* relu",
+        ),
+        (
+            {**ZSCORE, "output_activation": "softplus"},
+            [0.1, 9.0],
+            [0.0, 2.0],
+            "--output-activation softplus with z-scores needs targets above 0, .*; leave it out, or .* choose --output",
+        ),
+        (
+            {**ZSCORE, "output_activation": "relu"},
+            [0.0, 9.0],
+            [-1.0, 2.0],
+            "--output-activation relu with z-scores needs targets of at least 0, .* go from -1 to 2; leave it out",
+        ),
+        (
+            {"target_transform": "log-minmax"},
+            [-0.5, 9.0],
+            [-1.0, 2.0],
+            "logarithm of the targets needs targets above -1, .*; leave it out, which is log- in --target-transform",
+        ),
+        ({"bounded_targets": True}, [-5.0, 500.0], None, ""),
+        (ZSCORE, [-5.0, 500.0], None, ""),
+    ],
+)
+def test_targets_that_the_scale_does_not_take_are_told_in_flags(
+    values: Any, inside: list[float], outside: list[float] | None, message: str
+) -> None:
+    plan = plan_of(metadata_column="a,b", **values)
+    good = torch.tensor(inside, dtype=torch.float64)
+    plan.check_targets(torch.stack([good, good], dim=-1))
+    if outside is not None:
+        with pytest.raises(ValueError, match=message):
+            plan.check_targets(torch.stack([good, torch.tensor(outside, dtype=torch.float64)], dim=-1))
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [

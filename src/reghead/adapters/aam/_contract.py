@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from reghead.normalization import CategoryNormalizer
+from reghead.normalization import CategoryNormalizer, MixedEffects
 
 REVISION = "6f65d20"
 """The commit of AAM that the adapter is tested with."""
@@ -17,7 +17,7 @@ ATTRIBUTES = (
 )
 FORWARD = ("tokens", "counts", "categorical_ids", "return_nucleotides", "return_sample_embeddings")
 TRAINER = ("model", "loss_fn", "evaluator", "target_normalization_params")
-TRAINER_METHODS = ("_prepare_batch", "_log_to_tensorboard", "_save_val_predictions")
+TRAINER_METHODS = ("train_epoch", "_prepare_batch", "_log_to_tensorboard", "_save_val_predictions")
 EVALUATOR_METHODS = ("_prepare_batch", "_denormalize_targets", "_extract_median_quantile")
 
 
@@ -50,6 +50,12 @@ def check_trainer(trainer: Any) -> None:
 
 def check_normalizer(normalizer: object, targets: int) -> None:
     """Raise unless ``normalizer`` is one that a checkpoint can carry, fitted on as many ``targets``."""
+    if isinstance(normalizer, MixedEffects):
+        raise TypeError(
+            "normalizer must be a CategoryNormalizer, got MixedEffects, which predicts each training row from "
+            "all others, while batches are normalized as they come; use "
+            "CategoryNormalizer(..., shrinkage='empirical_bayes', fallback='additive')"
+        )
     if not isinstance(normalizer, CategoryNormalizer):
         raise TypeError(f"normalizer must be a CategoryNormalizer, got {type(normalizer).__name__}")
     if not normalizer.is_fitted or normalizer.out_features != targets:

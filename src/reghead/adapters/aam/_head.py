@@ -183,8 +183,19 @@ def known_ids(categories: Categories | None, cardinalities: Mapping[str, int], x
         if given is None:
             ids[column] = torch.zeros(x.shape[:-1], dtype=torch.int64, device=x.device)
         else:
-            ids[column] = torch.where((given >= 0) & (given < cardinality), given, 0)
+            ids[column] = safe_ids(column, given, cardinality)
     return ids
+
+
+def safe_ids(column: str, given: object, cardinality: int) -> Tensor:
+    """The ids of one column, where what is out of range is 0, the unknown."""
+    if not isinstance(given, Tensor) or given.dtype not in (torch.int64, torch.int32):
+        got = str(given.dtype) if isinstance(given, Tensor) else type(given).__name__
+        raise TypeError(
+            f"categorical_ids[{column!r}] must be a tensor of integer ids (torch.int64), got {got}; "
+            "use torch.tensor for a list of ids, and a CategoryEncoder for labels"
+        )
+    return torch.where((given >= 0) & (given < cardinality), given, 0)
 
 
 def extras_of(aux: HeadAux) -> dict[str, Tensor]:

@@ -35,6 +35,24 @@ NEUTRAL: dict[str, Any] = {
 AAM_ONLY = ("--categorical-fusion", "--target-transform", "--normalize-targets", "--normalize-method")
 """Flags of reghead that are AAM's here, or that need features which AAM's table does not have."""
 OURS = tuple(flag for flag in FLAGS if flag.name not in AAM_ONLY)
+_RELU = "leave it out, or if the least target is 0 choose --output-activation relu"
+_DOMAINS = {
+    "logit": (
+        "--bounded-targets with z-scores",
+        "strictly between 0 and 1",
+        "leave it out, or have it bound by the range of the training targets, with --target-transform minmax and "
+        "without --normalize-by or --normalize-targets-by",
+    ),
+    "log": ("--output-activation exp with z-scores", "above 0", _RELU),
+    "softplus": ("--output-activation softplus with z-scores", "above 0", _RELU),
+    "clamp": ("--output-activation relu with z-scores", "of at least 0", "leave it out"),
+    "log1p": (
+        "the logarithm of the targets",
+        "above -1",
+        "leave it out, which is log- in --target-transform, or --log-transform-targets",
+    ),
+}
+"""What asked for a transform, the targets that it takes, and what to do about others."""
 _NORMALIZER = ("normalize_targets_by", "normalize_shrinkage", "normalize_fallback")
 
 
@@ -75,6 +93,19 @@ class Plan:
     def scale(self) -> dict[str, Any]:
         """The scale of the targets as plain data."""
         return {"scaled_by": self.method, **self.normalizer.to_dict()}
+
+    def check_targets(self, targets: Tensor) -> None:
+        """Raise unless the scale takes all ``targets``, of shape ``(N, D)``; the message speaks of flags."""
+        transform = TargetTransform(self.normalizer.transform, self.normalizer.bounds)
+        for name, values in zip(self.outputs, targets.unbind(-1), strict=True):
+            try:
+                transform.check(values)
+            except ValueError as error:
+                asked, domain, instead = _DOMAINS[transform.kind]
+                raise ValueError(
+                    f"{asked} needs targets {domain}, and those of {name!r} go from {float(values.min()):g} to "
+                    f"{float(values.max()):g}; {instead}"
+                ) from error
 
     def fit_normalizer(
         self, target: Tensor, categories: Mapping[str, Tensor], cardinalities: Mapping[str, int]

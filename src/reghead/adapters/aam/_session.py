@@ -69,7 +69,7 @@ class Session:
         """Learn labels and scale from the metadata of the training samples, once."""
         if self.encoder is not None or self.seen:
             return
-        targets = torch.stack(list(read_targets(metadata, self.plan.outputs).values()))
+        targets = torch.stack(list(self._read_targets(metadata).values()))
         if self.plan.labels:
             if self.resumed is None:
                 self.encoder = CategoryEncoder(self.plan.labels)
@@ -89,6 +89,7 @@ class Session:
     def make_dataset(self, **options: Any) -> TargetsDataset:
         """AAM's dataset, of the training rows at the first call, with the targets in their own units."""
         metadata = options["metadata"]
+        targets = self._read_targets(metadata)
         first = not self.frames
         if first:
             self.learn(metadata)
@@ -103,7 +104,12 @@ class Session:
             self.data = {"columns": list(self.plan.columns), "levels": self.plan.levels, "scale": self.plan.scale}
             if dataset.count_scale is not None:
                 self.data |= {"count_min": dataset.count_min, "count_max": dataset.count_max}
-        return TargetsDataset(dataset, read_targets(metadata, self.plan.outputs))
+        return TargetsDataset(dataset, targets)
+
+    def _read_targets(self, metadata: Any) -> dict[str, Tensor]:
+        targets = read_targets(metadata, self.plan.outputs)
+        self.plan.check_targets(torch.stack(list(targets.values())))
+        return targets
 
     def make_model(self, **options: Any) -> nn.Module:
         """AAM's model with the head that was asked for."""

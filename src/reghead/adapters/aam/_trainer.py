@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from reghead._checks import check_quantiles
 from reghead._optional import import_optional
 from reghead.adapters.aam._contract import check_normalizer, check_trainer
 from reghead.adapters.aam._dataset import check_samples
-from reghead.adapters.aam._head import TargetHead
+from reghead.adapters.aam._head import TargetHead, safe_ids
 from reghead.adapters.aam._labels import ids_of
 from reghead.adapters.aam._loss import AUXILIARY, AttachedLoss
 from reghead.adapters.aam._predictor import AttachedPredictor
@@ -49,8 +50,8 @@ def prepare_trainer(trainer: Any, normalizer: CategoryNormalizer | None = None, 
 
     Raises:
         TypeError: If the Trainer is not AAM's, its model has no head of reghead, or the normalizer is of another kind.
-        ValueError: If it was prepared before, it normalizes by itself, its loss leaves out what the head adds or has
-            other quantiles, or the metadata cannot tell the categories.
+        ValueError: If it was prepared before, it normalizes by itself, its loss leaves out what the head adds, is of
+            other quantiles than the head, or one of both is of points, or the metadata cannot tell the categories.
 
     Example:
         >>> trainer = Trainer(model, loss("huber"))  # doctest: +SKIP
@@ -92,7 +93,7 @@ def prepare_trainer(trainer: Any, normalizer: CategoryNormalizer | None = None, 
         trainer._save_val_predictions = preparation.save_predictions
         evaluator.validate_epoch = preparation.validate
     if head.config.moe is not None:
-        trainer.loss_fn.register_forward_hook(preparation.count_experts)
+        trainer.train_epoch = preparation.train_epoch
     trainer._log_to_tensorboard = preparation.log
     return trainer
 
@@ -109,17 +110,20 @@ def _check_loss(head: TargetHead, loss_fn: nn.Module) -> None:
     """Raise unless ``loss_fn`` trains all that ``head`` predicts."""
     balanced = head.config.moe is not None and head.config.moe.load_balancing_weight > 0
     added = balanced or head.config.partial_pooling > 0 or head.config.ensemble > 1
-    if not isinstance(loss_fn, AttachedLoss):
-        if added:
-            raise ValueError(
-                f"the head adds {', '.join(AUXILIARY)} or members of its own to the training loss, which AAM's own "
-                "loss leaves out; use reghead.adapters.aam.loss(...)"
-            )
-        return
-    levels = getattr(loss_fn.target_loss, "quantiles", None)
-    if levels is not None and levels != head.config.quantiles:
+    if added and not isinstance(loss_fn, AttachedLoss):
         raise ValueError(
-            f"the loss is of the quantiles {levels}, and the head predicts {head.config.quantiles}; give both the same"
+            f"the head adds {', '.join(AUXILIARY)} or members of its own to the training loss, which AAM's own "
+            "loss leaves out; use reghead.adapters.aam.loss(...)"
+        )
+    own = loss_fn.target_loss if isinstance(loss_fn, AttachedLoss) else loss_fn
+    if own is loss_fn and not hasattr(own, "quantiles"):
+        return  # neither ours nor AAM's: nothing is known of it
+    levels, predicted = getattr(own, "quantiles", None), head.config.quantiles
+    levels = None if levels is None else check_quantiles("the quantiles of the loss", levels)
+    if levels != predicted:
+        of, predicts = ("points" if q is None else f"the quantiles {q}" for q in (levels, predicted))
+        raise ValueError(
+            f"the loss is of {of}, and the head predicts {predicts}; give both the same quantiles, or none"
         )
 
 
@@ -134,6 +138,7 @@ class _Preparation:
         self.head = head
         self.train_batch, self.val_batch = trainer._prepare_batch, trainer.evaluator._prepare_batch
         self.log_epoch, self.validate_plainly = trainer._log_to_tensorboard, trainer.evaluator.validate_epoch
+        self.train_plainly = trainer.train_epoch
         self.trainer = trainer
         self.samples = samples
         self.experts: list[Tensor] = []
@@ -182,6 +187,16 @@ class _Preparation:
                 columns[f"{kind}_{name}"] = full_predictions[values][:, i].tolist()
         pandas = import_optional("pandas", extra="aam")
         pandas.DataFrame(columns).to_csv(Path(checkpoint_dir).parent / "val_predictions.tsv", sep="\t", index=False)
+
+    def train_epoch(self, *args: Any, **options: Any) -> Any:
+        """AAM's epoch, in which the use of experts is counted."""
+        self.experts.clear()
+        # No longer than the epoch: other trainers may share the loss, and a copy of it takes its hooks along.
+        hook = self.trainer.loss_fn.register_forward_hook(self.count_experts)
+        try:
+            return self.train_plainly(*args, **options)
+        finally:
+            hook.remove()
 
     def count_experts(self, module: nn.Module, inputs: tuple[Any, ...], losses: Any) -> None:
         share = inputs[0].get("expert_utilization") if inputs else None
@@ -236,7 +251,7 @@ class _Preparation:
                 f"the normalizer needs the column {missing[0]!r}, which the batches do not have; "
                 "pass metadata= to prepare_trainer, with the categories of every sample"
             )
-        return {c: torch.where((ids[c] >= 0) & (ids[c] < n), ids[c], 0) for c, n in columns.items() if ids is not None}
+        return {c: safe_ids(c, ids[c], n) for c, n in columns.items() if ids is not None}
 
 
 def _ids_by_sample(head: TargetHead, normalizer: CategoryNormalizer | None, metadata: Any) -> dict[Any, dict[str, int]]:
