@@ -66,27 +66,28 @@ def non_crossing_quantiles(raw: Tensor, quantiles: Sequence[float]) -> Tensor:
     """
     levels = check_quantiles("quantiles", quantiles)
     check_last_dim("raw", raw, len(levels), "Q")
-    if len(levels) == 1:
-        return raw
-    anchor = nearest_level(levels)
-    # From Python floats, so that no cast of a module can bend them.
-    scale = torch.tensor(_normal_gaps(levels), dtype=raw.dtype, device=raw.device)
+    # torch.compile cannot trace NormalDist.inv_cdf.
+    z = torch.special.ndtri(torch.tensor(levels, dtype=torch.float64, device="cpu"))
+    return spread_by_gaps(raw, nearest_level(levels), z.diff().to(device=raw.device, dtype=raw.dtype))
+
+
+def normal_gaps(levels: Sequence[float]) -> list[float]:
+    """Between the quantiles of the standard normal distribution, as numbers that no cast of a module can bend."""
+    z = [NormalDist().inv_cdf(level) for level in levels]
+    return [above - below for below, above in itertools.pairwise(z)]
+
+
+def spread_by_gaps(raw: Tensor, anchor: int, gaps: Tensor) -> Tensor:
+    """:func:`non_crossing_quantiles`, with the ``gaps`` at ``raw = 0`` given. Shape ``(Q - 1,)``."""
     center = raw[..., anchor : anchor + 1]
-    below = F.softplus(raw[..., :anchor] + UNIT_SOFTPLUS) * scale[:anchor]
-    above = F.softplus(raw[..., anchor + 1 :] + UNIT_SOFTPLUS) * scale[anchor:]
+    below = F.softplus(raw[..., :anchor] + UNIT_SOFTPLUS) * gaps[:anchor]
+    above = F.softplus(raw[..., anchor + 1 :] + UNIT_SOFTPLUS) * gaps[anchor:]
     parts = [center]
     if anchor:
         parts.insert(0, center - below.flip(-1).cumsum(-1).flip(-1))
-    if anchor + 1 < len(levels):
+    if anchor + 1 < raw.shape[-1]:
         parts.append(center + above.cumsum(-1))
     return torch.cat(parts, dim=-1)
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _normal_gaps(levels: tuple[float, ...]) -> list[float]:
-    """Between the quantiles of a standard normal: numbers in the graph, which ONNX has no function to compute."""
-    z = [NormalDist().inv_cdf(level) for level in levels]
-    return [above - below for below, above in itertools.pairwise(z)]
 
 
 UNIT_SOFTPLUS = 0.5413248546129181

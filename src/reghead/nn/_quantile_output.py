@@ -1,10 +1,12 @@
 """Shaping of raw outputs into quantiles."""
 
+import torch
 from torch import Tensor, nn
 
 from reghead._checks import check_last_dim, check_quantiles
 from reghead._typing import Quantiles
-from reghead.functional import nearest_level, non_crossing_quantiles, sort_quantiles
+from reghead.functional import nearest_level, sort_quantiles
+from reghead.functional._quantiles import normal_gaps, spread_by_gaps
 
 
 class QuantileOutput(nn.Module):
@@ -36,6 +38,7 @@ class QuantileOutput(nn.Module):
         # Python floats: a cast of the module to bfloat16 must not turn 0.999 into 1.
         self.quantiles = check_quantiles("quantiles", quantiles)
         self.non_crossing = bool(non_crossing)
+        self._gaps = normal_gaps(self.quantiles)  # numbers in an exported graph: ONNX has no normal quantile function
 
     @property
     def anchor(self) -> int:
@@ -44,9 +47,9 @@ class QuantileOutput(nn.Module):
 
     def forward(self, raw: Tensor) -> Tensor:
         """Shape ``raw``."""
-        if self.non_crossing:
-            return non_crossing_quantiles(raw, self.quantiles)
         check_last_dim("raw", raw, len(self.quantiles), "Q")
+        if self.non_crossing:
+            return spread_by_gaps(raw, self.anchor, torch.tensor(self._gaps, dtype=raw.dtype, device=raw.device))
         return raw if self.training else sort_quantiles(raw)
 
     def extra_repr(self) -> str:
