@@ -17,6 +17,7 @@ from reghead.cli._checkpoint import FileCheckpoint
 from reghead.cli._run_directory import RunDirectory
 
 Patch = pytest.MonkeyPatch
+pytestmark = pytest.mark.usefixtures("heard")
 EXACT = ("model.safetensors", "history.csv", "metrics.json", "per_category.csv", "config.json")
 MODELS: dict[str, tuple[Any, ...]] = {
     "linear": (),
@@ -31,16 +32,6 @@ MODELS: dict[str, tuple[Any, ...]] = {
         *("--validation-by", "season", "--batch-size", 7),
     ),
 }
-
-
-@pytest.fixture(autouse=True)
-def heard() -> Iterator[None]:
-    """Signals as in a terminal: tests in the background of a shell inherit that they are ignored."""
-    usual: dict[signal.Signals, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
-    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from reghead.cli import _main, main
 from reghead.cli._errors import InputError
 
 Capture = pytest.CaptureFixture[str]
+pytestmark = pytest.mark.usefixtures("heard")
 
 
 def runs(monkeypatch: pytest.MonkeyPatch, run: Any) -> None:
