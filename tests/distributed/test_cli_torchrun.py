@@ -139,8 +139,7 @@ def test_an_error_is_told_once_and_all_processes_end(tmp_path: Path) -> None:
         "none.csv does not exist": torchrun(flags(tmp_path / "none.csv", tmp_path / "b")),
         "unrecognized arguments: --wrong": torchrun(flags(tmp_path / "none.csv", tmp_path / "c", "--wrong")),
     }
-    for message, process in starts.items():
-        code, out, err = ended(process)
+    for message, (code, out, err) in {message: ended(process) for message, process in starts.items()}.items():
         assert code != 0
         assert out == ""
         assert len(errors(err)) == 1, err

@@ -23,8 +23,9 @@ def joined(device: torch.device) -> Iterator[tuple[Processes, torch.device]]:
     from torch.distributed.rendezvous import rendezvous  # not in every build
 
     store, rank, size = next(rendezvous("env://"))
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=store, rank=rank, world_size=size)
     try:
+        # Fails if another process has failed before this one met it.
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=store, rank=rank, world_size=size)
         yield Processes(rank, size), device
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt) and rank:
@@ -35,7 +36,8 @@ def joined(device: torch.device) -> Iterator[tuple[Processes, torch.device]]:
             error.add_note(f"(process {rank})")
         raise
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 def _is_first_to_fail(store: Any) -> bool:
