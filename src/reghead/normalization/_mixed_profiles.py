@@ -19,51 +19,27 @@ import torch
 from torch import Tensor
 
 from reghead.normalization._mixed_iterate import Iterated, conjugate_gradients
-from reghead.normalization._mixed_solve import factorize, weights
+from reghead.normalization._mixed_solve import ReducedEquations, factorize, tells_levels, weights
 
 # Numbers in what is gathered for a block of profiles: in cache, a product is several times faster.
 _BLOCK = 1 << 18
 
 
-@dataclass(frozen=True)
-class ProfileEquations:
-    """What the equations are made of, for one target column.
+@dataclass(frozen=True, kw_only=True)
+class ProfileEquations(ReducedEquations):
+    """Those of one target column, with profiles for cells and without a matrix.
 
     The effects are the coefficients, P with the intercept first, and then the levels, L with the unknown first.
+    ``gram`` has shape ``(P, P)`` and ``moment`` ``(P,)``; the component ``cells`` is that of the profiles' own effects,
+    or of the combinations of some columns.
 
     Args:
-        gram: Products of the features around the profiles' means. Shape ``(P, P)``.
-        moment: Those of the features and the target. Shape ``(P,)``.
-        square: Those of the target.
-        count: Weights by profile. Shape ``(K,)``.
-        features: Means of the first P columns of the design by profile. Shape ``(K, P)``.
-        target: Means by profile. Shape ``(K,)``.
         places: For each factor where the effect of each profile is, ``P`` for none. Shape ``(K,)``.
         eliminated: The profiles that have an effect of their own. Shape ``(K,)``.
-        owners: The variance component of each effect, -1 for a fixed one and for what has no part in the model.
-            Shape ``(P + L,)``.
-        components: The number of variance components, the last of them that of coefficients.
-        cells: The component of the profiles' own effects, or of the combinations of some columns.
-        fixed: The number of independent fixed effects.
     """
 
-    gram: Tensor
-    moment: Tensor
-    square: Tensor
-    count: Tensor
-    features: Tensor
-    target: Tensor
     places: tuple[Tensor, ...]
     eliminated: Tensor
-    owners: Tensor
-    components: int
-    cells: int
-    fixed: int
-
-    @property
-    def free(self) -> Tensor:
-        """Residual degrees of freedom, rows less fixed effects."""
-        return self.gram[0, 0] + self.count.sum() - self.fixed
 
     @property
     def width(self) -> int:
@@ -92,7 +68,7 @@ class ProfileEquations:
     def told(self) -> list[bool]:
         """Of each variance component, whether the data can tell it.
 
-        A single level is the intercept, and levels of one row each are noise. The last component is the coefficients'.
+        The last component is the coefficients'.
         """
         rows = self.count.new_zeros(len(self.owners))
         for place in self.places:
@@ -101,7 +77,7 @@ class ProfileEquations:
         for f in range(self.components - 1):
             of = rows[self.owners == f]
             of = self.count[self.eliminated] if f == self.cells and not len(of) else of
-            result.append(bool(((of > 0).sum() > 1) & (of > 1).any()))
+            result.append(tells_levels(of))
         varies = self.gram.diagonal() + self.count @ self.features.square() > 0
         return [*result, bool((varies & (self.owners[: self.width] == self.components - 1)).any())]
 
@@ -123,7 +99,7 @@ class ProfileMatrix:
         #: Of each profile, that of its own effect.
         self.ratio = torch.where(e.eliminated, ratios[e.cells], 0.0)
         self.omega = weights(e.count, self.ratio)
-        self.roots = torch.where(e.owners < 0, 1.0, ratios[e.owners].sqrt())
+        self.roots = e.roots(ratios)
         self.roots[width] = 0.0  # the unknown level has no effect
         ones = self.omega.new_zeros(len(e.owners))
         for place in e.places:

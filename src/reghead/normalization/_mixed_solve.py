@@ -27,24 +27,21 @@ _POOL_LIMIT = 20_000_000
 _JITTERS = tuple(10.0**power for power in range(-15, -1))
 
 
-@dataclass(frozen=True)
-class Equations:
-    """What the equations are made of, for one target column.
-
-    The effects are the coefficients, P with the intercept first, and then the levels, L with the unknown first.
+@dataclass(frozen=True, kw_only=True)
+class ReducedEquations:
+    """What is left of the equations when effects of their own of cells, or of profiles, are eliminated.
 
     Args:
-        gram: Products of the design around the cells' means. Shape ``(P + L, P + L)``.
-        moment: Those of the design and the target. Shape ``(P + L,)``.
+        gram: Products around the means of the cells.
+        moment: Those of the design and the target.
         square: Those of the target.
-        count: Weights by cell, 0 for "no cell". Shape ``(K,)``.
+        count: Weights by cell. Shape ``(K,)``.
         features: Means of the first P columns of the design by cell. Shape ``(K, P)``.
         target: Means by cell. Shape ``(K,)``.
-        levels: For each factor the level of each cell, 0 for unknown; none if no cell is eliminated. Shape ``(K,)``.
         owners: The variance component of each effect, -1 for a fixed one and for what has no part in the model.
             Shape ``(P + L,)``.
         components: The number of variance components, the last of them that of coefficients.
-        cells: The component of the cells, which has no other effects if cells are eliminated.
+        cells: The component of the cells.
         fixed: The number of independent fixed effects.
     """
 
@@ -54,7 +51,6 @@ class Equations:
     count: Tensor
     features: Tensor
     target: Tensor
-    levels: tuple[Tensor, ...]
     owners: Tensor
     components: int
     cells: int
@@ -64,6 +60,30 @@ class Equations:
     def free(self) -> Tensor:
         """Residual degrees of freedom, rows less fixed effects."""
         return self.gram[0, 0] + self.count.sum() - self.fixed
+
+    def roots(self, ratios: Tensor) -> Tensor:
+        r""":math:`\lambda` of each effect: 1 for a fixed one. Shape ``(P + L,)``."""
+        return torch.where(self.owners < 0, 1.0, ratios[self.owners].sqrt())
+
+
+def tells_levels(counts: Tensor) -> bool:
+    """Whether levels of so many rows tell their variance: one alone is the intercept, and of one row each are noise."""
+    return bool(((counts > 0).sum() > 1) & (counts > 1).any())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Equations(ReducedEquations):
+    """Those of one target column, with a dense matrix.
+
+    The effects are the coefficients, P with the intercept first, and then the levels, L with the unknown first.
+    ``gram`` has shape ``(P + L, P + L)``, ``moment`` ``(P + L,)``, and ``count`` is 0 for "no cell". The component
+    ``cells`` has no other effects if cells are eliminated.
+
+    Args:
+        levels: For each factor the level of each cell, 0 for unknown; none if no cell is eliminated. Shape ``(K,)``.
+    """
+
+    levels: tuple[Tensor, ...]
 
     @cached_property
     def _distinct(self) -> tuple[Tensor, Tensor]:
@@ -119,15 +139,11 @@ class Equations:
             result = result + effects[width:].index_select(0, level)
         return result
 
-    def roots(self, ratios: Tensor) -> Tensor:
-        r""":math:`\lambda` of each effect: 1 for a fixed one. Shape ``(P + L,)``."""
-        return torch.where(self.owners < 0, 1.0, ratios[self.owners].sqrt())
-
     @cached_property
     def told(self) -> list[bool]:
         """Of each variance component, whether the data can tell it.
 
-        A single level is the intercept, and levels of one row each are noise. The last component is the coefficients'.
+        The last component is the coefficients'.
         """
         rows = self.gram.diagonal() + self.between(self.count.new_zeros(())).diagonal()
         result = []
@@ -137,7 +153,7 @@ class Equations:
                 result.append(bool((of > 0).any()))
             else:
                 counts = self.count if f == self.cells and not len(of) else of
-                result.append(bool(((counts > 0).sum() > 1) & (counts > 1).any()))
+                result.append(tells_levels(counts))
         return result
 
 
