@@ -6,7 +6,7 @@ of location and season (``combo``) or whole locations (``loc``); in ``new1``, ``
 each held-out location are in training. Scores are medians over folds and seeds.
 
 Predictions are kept in a folder by the code of their method, so that a second run only makes what has changed.
-Install with ``pip install -e ".[cli]" --group benchmark -c constraints.txt``; a peer that isn't installed is left out.
+Install with ``pip install -e ".[cli]" --group bench -c constraints.txt``; a peer that isn't installed is left out.
 """
 
 import argparse

@@ -1,0 +1,1 @@
+"""How fast reghead is, beside its peers and a stated practical limit: one module a subject."""

@@ -1,0 +1,28 @@
+"""What ``import reghead`` costs after torch, and what it brings along."""
+
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator
+
+from benchmarks.speed._measure import Figure
+from benchmarks.speed._subject import main
+
+TITLE = "import reghead after torch"
+_SCRIPT = """
+import time, torch
+start = time.perf_counter()
+import reghead
+print(time.perf_counter() - start)
+"""
+
+
+def measure() -> Iterator[Figure]:
+    times = [float(subprocess.check_output([sys.executable, "-c", _SCRIPT])) * 1e3 for _ in range(21)]
+    low, *_, high = statistics.quantiles(times, n=20)
+    how = "median of 21 processes, with the quantiles between which nine in ten lie; byte code compiled before"
+    yield Figure("import reghead", statistics.median(times), "ms", low, high, at_most=60, how=how)
+
+
+if __name__ == "__main__":
+    main("importing", TITLE, measure)
