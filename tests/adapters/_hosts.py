@@ -27,6 +27,15 @@ QUIET = [
 NEEDS_AAM = [pytest.mark.aam, pytest.mark.skipif(not HAS_AAM, reason="AAM is not installed"), *QUIET]
 HOSTS = ["stand-in", pytest.param("aam", marks=NEEDS_AAM)]
 CARDINALITIES = {"location": 4, "season": 3}
+#: A configuration with all parts of a head.
+EVERYTHING = {
+    "hidden_dims": (8,),
+    "film": ("location",),
+    "scaler": ("season", "location"),
+    "wide": ("season",),
+    "moe": {"num_experts": 3, "routing": ("season",), "load_balancing_weight": 0.1},
+    "quantiles": (0.1, 0.5, 0.9),
+}
 SIZES = dict.fromkeys([f"{part}_num_layers" for part in ("asv", "sample", "encoder", "count", "target")], 1) | (
     dict.fromkeys([f"{part}_num_heads" for part in ("asv", "sample", "encoder", "count", "target")], 2)
 )
@@ -106,3 +115,7 @@ def shaken(model: nn.Module, seed: int = 0) -> Iterator[None]:
         for parameter in model.parameters():
             parameter.add_(0.3 * torch.randn(parameter.shape, generator=rng))
     yield
+
+
+def with_categories(host: Host, **options: Any) -> Any:
+    return host.predictor(categorical_cardinalities=CARDINALITIES, **options)

@@ -8,7 +8,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from reghead._checks import check_quantiles, check_shape
 from reghead._optional import import_optional
+from reghead._typing import Quantiles
 
 if TYPE_CHECKING:
     import matplotlib.axes
@@ -52,6 +54,21 @@ def one_output(name: str, target: Data) -> Tensor:
     if result.ndim != 1:
         raise ValueError(f"{name} must have shape (B,) or (B, 1), got {tuple(result.shape)}; draw one output at a time")
     return result
+
+
+def known_quantiles(preds: Data, target: Data, quantiles: Quantiles) -> tuple[Tensor, Tensor, tuple[float, ...]]:
+    """Predictions of shape ``(n, Q)`` and targets of shape ``(n,)`` where a target is known, and the levels."""
+    levels = check_quantiles("quantiles", quantiles)
+    q, y = as_tensor(preds), as_tensor(target)
+    check_shape("preds", q, (*y.shape, len(levels)), "(*target.shape, Q)")
+    y = one_output("target", y)
+    known = ~y.isnan()
+    if not known.any():
+        raise ValueError("target must have at least one known value to compare with, got none")
+    q = q.reshape(len(y), len(levels))[known]
+    if q.isnan().any():
+        raise ValueError("preds must not be NaN where target is known")
+    return q, y[known], levels
 
 
 def label_with_units(text: str, units: str | None) -> str:

@@ -7,11 +7,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from reghead._checks import check_number, check_quantiles, check_shape
+from reghead._checks import check_number
 from reghead._typing import Quantiles
 from reghead.metrics import CategoryReport, category_report, quantile_coverage
 from reghead.metrics._binomial import binomial_band
-from reghead.plots._axes import BAND, COLORS, Data, add_legend, as_tensor, height_of, make_axes, one_output, set_rows
+from reghead.plots._axes import (
+    BAND,
+    COLORS,
+    Data,
+    add_legend,
+    height_of,
+    known_quantiles,
+    make_axes,
+    one_output,
+    set_rows,
+)
 from reghead.plots._categories import choose, with_count
 
 if TYPE_CHECKING:
@@ -108,17 +118,8 @@ def plot_calibration(
         >>> ax.collections[-1].get_offsets().tolist()
         [[0.25, 0.25], [0.75, 0.75]]
     """
-    levels = check_quantiles("quantiles", quantiles)
-    q, y = as_tensor(preds), as_tensor(target)
-    check_shape("preds", q, (*y.shape, len(levels)), "(*target.shape, Q)")
-    y = one_output("target", y)
-    known = ~y.isnan()
-    count = int(known.sum())
-    if not count:
-        raise ValueError("target must have at least one known value to compare with, got none")
-    observed = quantile_coverage(q.reshape(len(y), len(levels))[known], y[known], levels)
-    if observed.isnan().any():
-        raise ValueError("preds must not be NaN where target is known")
+    q, y, levels = known_quantiles(preds, target, quantiles)
+    observed, count = quantile_coverage(q, y, levels), len(y)
 
     ax = make_axes(ax, 5.2, 5.2)
     bands = [binomial_band(count, level) for level in levels]

@@ -2,10 +2,9 @@
 
 from typing import TYPE_CHECKING
 
-from reghead._checks import check_quantiles, check_shape
 from reghead._typing import Quantiles
 from reghead.metrics import pit_histogram
-from reghead.plots._axes import BAND, COLORS, Data, add_legend, as_tensor, make_axes, one_output
+from reghead.plots._axes import BAND, COLORS, Data, add_legend, known_quantiles, make_axes
 from reghead.plots._calibration import scatter_by_chance
 
 if TYPE_CHECKING:
@@ -39,16 +38,8 @@ def plot_pit(
         >>> ax.patches[-1].get_data().values.tolist()  # 1 / 4 over 0.25, 3 / 4 over 0.5, and nothing above
         [1.0, 1.5, 0.0]
     """
-    levels = check_quantiles("quantiles", quantiles)
-    q, y = as_tensor(preds), as_tensor(target)
-    check_shape("preds", q, (*y.shape, len(levels)), "(*target.shape, Q)")
-    y = one_output("target", y)
-    count = int((~y.isnan()).sum())
-    if not count:
-        raise ValueError("target must have at least one known value to compare with, got none")
-    histogram = pit_histogram(q.reshape(len(y), len(levels)), y, levels, nan_policy="omit")
-    if histogram.counts.isnan().any():
-        raise ValueError("preds must not be NaN where target is known")
+    q, y, levels = known_quantiles(preds, target, quantiles)
+    histogram = pit_histogram(q, y, levels)
 
     ax = make_axes(ax)
     edges = histogram.edges.tolist()
@@ -64,7 +55,7 @@ def plot_pit(
     size = min(5.3, max(2.0, 280.0 * float(widths.min()))) ** 2
     points, texts = scatter_by_chance(ax, middles, heights, heights, list(zip(low, high, strict=True)), size)
     ax.set(xlim=(0.0, 1.0), ylim=(0.0, 1.08 * max(*heights, *high)))
-    ax.set(xlabel="level (probability integral transform)", ylabel=f"share of {count:,} targets / width of the bin")
+    ax.set(xlabel="level (probability integral transform)", ylabel=f"share of {len(y):,} targets / width of the bin")
     texts = ["calibrated", "95 % by chance", *texts]
     add_legend(ax, [line, band, *points], texts, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4)
     return ax

@@ -12,7 +12,18 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from adapters._hosts import CARDINALITIES, HOSTS, Host, host_named, ids, predict, shaken, tokens
+from adapters._hosts import (
+    CARDINALITIES,
+    EVERYTHING,
+    HOSTS,
+    Host,
+    host_named,
+    ids,
+    predict,
+    shaken,
+    tokens,
+    with_categories,
+)
 from reghead import RedundantOptionWarning, RegheadWarning, RegressionHead
 from reghead.adapters.aam import TargetHead, attach, detach
 from reghead.categories import CategoryEncoder
@@ -24,23 +35,11 @@ LINEAR: dict[str, Any] = {}
 MLP = {"regressor_hidden_dims": [8, 4]}
 RESIDUAL = {**MLP, "residual_regression_head": True}
 SCALED = {"conditional_scaling_columns": ["season", "location"], "learnable_output_scale": True}
-EVERYTHING = {
-    "hidden_dims": (8,),
-    "film": ("location",),
-    "scaler": ("season", "location"),
-    "wide": ("season",),
-    "moe": {"num_experts": 3, "routing": ("season",), "load_balancing_weight": 0.1},
-    "quantiles": (0.1, 0.5, 0.9),
-}
 
 
 @pytest.fixture(params=HOSTS)
 def host(request: pytest.FixtureRequest) -> Host:
     return host_named(request.param)
-
-
-def with_categories(host: Host, **options: Any) -> Any:
-    return host.predictor(categorical_cardinalities=CARDINALITIES, **options)
 
 
 @pytest.mark.parametrize("shape", [{}, {"bounded_targets": True}, {"output_activation": "softplus"}])

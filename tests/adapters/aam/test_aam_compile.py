@@ -1,26 +1,11 @@
 """An attached model compiled, checkpointed and under autocast, and under the fusions that AAM alone has."""
 
-from typing import Any
-
 import pytest
 import torch
 from torch.testing import assert_close
 
-from adapters._hosts import CARDINALITIES, NEEDS_AAM, Host, host_named, ids, predict, tokens
+from adapters._hosts import EVERYTHING, NEEDS_AAM, host_named, ids, predict, tokens, with_categories
 from reghead.adapters.aam import attach
-
-EVERYTHING = {
-    "hidden_dims": (8,),
-    "film": ("location",),
-    "scaler": ("season", "location"),
-    "wide": ("season",),
-    "moe": {"num_experts": 3, "routing": ("season",), "load_balancing_weight": 0.1},
-    "quantiles": (0.1, 0.5, 0.9),
-}
-
-
-def with_categories(host: Host, **options: Any) -> Any:
-    return host.predictor(categorical_cardinalities=CARDINALITIES, **options)
 
 
 @pytest.mark.parametrize("given", [None, "ids"])

@@ -9,9 +9,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor
 from torch.testing import assert_close
 
+from _mixed_effects import Whole
 from reghead._warnings import RegheadWarning
 from reghead.normalization import MixedEffects, _mixed_iterate, _mixed_state, _reml_sampled
 
@@ -248,19 +249,6 @@ def test_rows_without_any_known_id_count_for_the_population() -> None:
 
 
 # The module
-
-
-class Whole(nn.Module):
-    """Forward and both inverses of a normalizer, in one graph."""
-
-    def __init__(self, model: MixedEffects) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, y: Tensor, ids: dict[str, Tensor], x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        z = self.model(y, ids, x)
-        spread = torch.stack([z - 1, z, z + 1], dim=-1)
-        return z, self.model.inverse(z, ids, x), self.model.inverse(spread, ids, x, output_dim=-2)
 
 
 @pytest.mark.parametrize("cells", [True, False])

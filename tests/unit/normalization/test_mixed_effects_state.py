@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.testing import assert_close
 
+from _mixed_effects import Whole
 from reghead.normalization import MixedEffects
 
 F64 = torch.float64
@@ -36,19 +37,6 @@ def answers(model: MixedEffects, n: int = 9) -> list[Tensor]:
         model.inverse(quantiles, ids, x, output_dim=-2),
         *model.predict(ids, x),
     ]
-
-
-class Whole(nn.Module):
-    """Forward and both inverses of a normalizer, in one graph."""
-
-    def __init__(self, model: MixedEffects) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, y: Tensor, ids: dict[str, Tensor], x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        z = self.model(y, ids, x)
-        spread = torch.stack([z - 1, z, z + 1], dim=-1)
-        return z, self.model.inverse(z, ids, x), self.model.inverse(spread, ids, x, output_dim=-2)
 
 
 def test_state_dict_and_files_answer_bit_by_bit_as_the_module_did(tmp_path: Path) -> None:
