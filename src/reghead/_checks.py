@@ -53,7 +53,7 @@ def check_number(
         f"< {below:g}" if below is not None else "",
     ]
     if (
-        not math.isfinite(number)
+        not -math.inf < number < math.inf  # as a comparison, which torch.compile(dynamic=True) traces
         or (above is not None and number <= above)
         or (at_least is not None and number < at_least)
         or (below is not None and number >= below)

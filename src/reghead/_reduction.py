@@ -33,15 +33,23 @@ def counted_cells(target: Tensor, weight: Tensor | None, mask: Tensor | None, na
         check_prefix("mask", mask, "target", target.shape)
         counted = trailing(mask, target.ndim)
     if weight is not None:
-        check_prefix("weight", weight, "target", target.shape)
-        if reads_values(weight) and bool((weight < 0).any()):
-            raise ValueError(f"weight must be non-negative, got {weight.min().item():g}")
-        weighted = trailing(weight, target.ndim) != 0
+        check_weight(weight, target)
+        weighted = trailing(weight, target.ndim).bool()
         counted = weighted if counted is None else counted & weighted
     if nan_policy == "omit":
         present = ~target.isnan()
         counted = present if counted is None else counted & present
     return None if counted is None else counted.expand(target.shape)
+
+
+def check_weight(weight: Tensor, target: Tensor) -> None:
+    """Raise unless ``weight`` fits ``target``, and holds no negative numbers where they can be looked at."""
+    check_prefix("weight", weight, "target", target.shape)
+    if reads_values(weight) and weight.numel():
+        least = weight.min()
+        # The least is found several times as fast as any, and is NaN where one weight is: only then all are asked.
+        if not bool(least >= 0) and bool((weight < 0).any()):
+            raise ValueError(f"weight must be non-negative, got {weight[weight < 0].min().item():g}")
 
 
 def residual(

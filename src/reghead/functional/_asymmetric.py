@@ -1,13 +1,13 @@
 """Losses that cost more on one side of the target, of one prediction each."""
 
-import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from reghead._checks import check_same_shape
-from reghead._reduction import reduce, residual
 from reghead._typing import NanPolicy, Reduction
 from reghead.functional._parameters import Base, check_parameter
-from reghead.functional._pointwise import huber
+from reghead.functional._pointwise import MAE, MSE, huber
+from reghead.functional._product import Product, reduce_product
 
 
 def asymmetric_loss(
@@ -59,14 +59,16 @@ def asymmetric_loss(
     base = check_parameter("base", base)
     delta = check_parameter("delta", delta)
     check_same_shape(preds, target)
-    error, counted = residual(preds, target, weight, mask, nan_policy)
-    if base == "mse":
-        loss = error.square()
-    elif base == "mae":
-        loss = error.abs()
-    else:
-        loss = huber(error, delta)
-    return reduce(loss * by_side(error, over_penalty, under_penalty), weight, counted, reduction)
+    symmetric = MSE if base == "mse" else MAE if base == "mae" else huber(delta)
+    return reduce_product(
+        by_side(symmetric, over_penalty, under_penalty),
+        preds,
+        target,
+        weight=weight,
+        mask=mask,
+        nan_policy=nan_policy,
+        reduction=reduction,
+    )
 
 
 def expectile_loss(
@@ -104,11 +106,23 @@ def expectile_loss(
     """
     expectile = check_parameter("expectile", expectile)
     check_same_shape(preds, target)
-    error, counted = residual(preds, target, weight, mask, nan_policy)
-    return reduce(error.square() * by_side(error, 1.0 - expectile, expectile), weight, counted, reduction)
+    return reduce_product(
+        by_side(MSE, 1.0 - expectile, expectile),
+        preds,
+        target,
+        weight=weight,
+        mask=mask,
+        nan_policy=nan_policy,
+        reduction=reduction,
+    )
 
 
-def by_side(error: Tensor, over: float, under: float) -> Tensor:
-    """``over`` where the prediction is above the target, so ``error`` is negative, and ``under`` elsewhere."""
-    # Of two Python numbers, torch.where would make float32 whatever the dtype of the error.
-    return torch.where(error < 0, error.new_full((), over), error.new_full((), under))
+def by_side(symmetric: Product, over: float, under: float) -> Product:
+    """A symmetric loss times ``over`` where the prediction is above the target, and times ``under`` elsewhere."""
+
+    def factors(error: Tensor, _: object) -> tuple[Tensor, Tensor]:
+        slope, height = symmetric.factors(error, None)
+        # The error is negative where the prediction is above. In one pass, which torch.where takes many times over.
+        return F.leaky_relu(slope, over / under), height
+
+    return Product(factors, gain=under * symmetric.gain, rate=under * symmetric.rate)

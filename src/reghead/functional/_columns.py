@@ -4,7 +4,11 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from reghead._checks import check_columns, check_number, did_you_mean
+from reghead.functional._hubers import huber_form
 from reghead.functional._loss_types import LossSpec, parse_loss
 from reghead.functional._quantiles import nearest_level
 
@@ -87,7 +91,13 @@ class Columns:
         for position, d in enumerate(order):
             inverse[d] = position
         return Layout(
-            groups, order, places, inverse, weights=[loss.weight for loss in per_column], quantiles=self.quantiles
+            groups,
+            order,
+            places,
+            inverse,
+            weights=[loss.weight for loss in per_column],
+            quantiles=self.quantiles,
+            hubers=_hubers(per_column) if self.quantiles is None else None,
         )
 
 
@@ -116,6 +126,23 @@ class Layout:
     inverse: list[int]
     weights: list[float]
     quantiles: tuple[float, ...] | None
+    hubers: NDArray[np.float64] | None
+    """Knot, penalties and weight of each column in its place, where all losses are forms of a Huber function."""
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether each of those has equal penalties."""
+        return self.hubers is not None and bool((self.hubers[1] == self.hubers[2]).all())
+
+
+def _hubers(per_column: list[ColumnLoss]) -> NDArray[np.float64] | None:
+    rows = []
+    for loss in per_column:
+        form = huber_form(loss.kind, dict(loss.parameters))
+        if form is None:
+            return None
+        rows.append((*form, loss.weight))
+    return np.array(rows).T.copy()
 
 
 def _index(key: object, names: tuple[str, ...] | None) -> int:

@@ -1,7 +1,9 @@
 """A loss of its own for every output column."""
 
+import math
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -9,9 +11,11 @@ from reghead._checks import check_choice, check_floating, check_same_shape, chec
 from reghead._reduction import counted_cells, trailing, widen
 from reghead._typing import NanPolicy, Reduction
 from reghead.functional._columns import Columns, Layout
+from reghead.functional._hubers import ONE_SIDED, TWO_SIDED
 from reghead.functional._loss_types import LOSS_TYPES, LossSpec
 from reghead.functional._parameters import constant
 from reghead.functional._pinball import check_quantile_shape
+from reghead.functional._product import floats, in_one_pass, shares_of, weighted_sum, wide_dtype
 
 
 def per_output_loss(
@@ -37,8 +41,11 @@ def per_output_loss(
     one, unlike in the mean over all cells.
 
     With ``log_variance`` :math:`s` a column's term is :math:`t_d = (e^{-s_d} m_d + s_d) / 2`, after Kendall, Gal and
-    Cipolla, "Multi-Task Learning Using Uncertainty to Weigh Losses", 2018, eq. 7. It may be negative. Where
-    :math:`s` is learned, a change of a target's units leaves the gradients as they are.
+    Cipolla, "Multi-Task Learning Using Uncertainty to Weigh Losses", 2018, eq. 7. It may be negative. With
+    :math:`s_d = \log m_d`, where it is least, the unit of a target does not matter to the gradients if its loss scales
+    with a power of the unit, as ``"mse"``, ``"mae"``, ``"quantile"``, ``"expectile"`` and ``"asymmetric"`` do. The
+    losses that turn from square to linear do not: give ``delta`` of ``"huber"``, ``"huber_quantile"`` and
+    ``"asymmetric"`` with ``base="huber"`` in the new unit too; ``"log_cosh"`` has its turn at 1.
 
     If any column has a quantile loss, ``preds`` holds the union of all levels, in increasing order. A quantile
     column uses its own levels and averages over them, a column with a point loss uses the level nearest 0.5, and
@@ -98,6 +105,9 @@ def reduce_columns(
         check_same_shape(preds, target)
     else:
         check_quantile_shape(preds, target, len(layout.quantiles))
+    learned = log_variance is not None or reduction == "none" or not in_one_pass(preds, target, weight, mask)
+    if not learned and layout.hubers is not None:
+        return _in_one_pass(preds, target, layout, *shares_of(preds, target, weight, mask, nan_policy), reduction)
     counted = counted_cells(target, weight, mask, nan_policy)
     if weight is not None:
         weight = trailing(widen(weight), target.ndim)
@@ -132,6 +142,31 @@ def reduce_columns(
     importance = torch.where(seen, importance, 0.0)
     total = importance.sum()
     return (importance * means).sum() / torch.where(total == 0, 1.0, total)
+
+
+def _in_one_pass(
+    preds: Tensor, target: Tensor, layout: Layout, share: Tensor | None, counted: Tensor | None, reduction: Reduction
+) -> Tensor:
+    """All columns at once: what a cell of a column counts for in the mean goes into the penalties of the column."""
+    dtype = wide_dtype(preds, target)
+    knots, over, under, importance = layout.hubers  # type: ignore[misc]
+    factor: Tensor | None = None
+    if reduction == "mean":
+        rows = preds.numel() / preds.shape[-1]
+        if share is None and counted is None:
+            importance = importance / (rows * (importance.sum() or 1.0))
+        else:
+            counts = share if share is not None else floats(counted, dtype)  # type: ignore[arg-type]
+            sums = counts.reshape(-1, counts.shape[-1]).sum(0) * (rows * counts.shape[-1] / counts.numel())
+            seen = torch.where(sums != 0, torch.as_tensor(importance).to(preds.device, dtype), 0.0)
+            total = seen.sum()
+            factor = 1.0 / (torch.where(sums != 0, sums, math.inf) * torch.where(total == 0, 1.0, total))
+    knots = np.minimum(knots, torch.finfo(dtype).max)
+    columns = torch.as_tensor(np.stack([knots, under * importance, over / under])).to(preds.device, dtype)
+    if factor is not None:
+        columns[1] *= factor
+    product = TWO_SIDED if layout.symmetric else ONE_SIDED
+    return weighted_sum(product, preds, target, columns, share, counted, 1.0)
 
 
 def _cells(preds: Tensor, target: Tensor, layout: Layout, counted: Tensor | None) -> Tensor:

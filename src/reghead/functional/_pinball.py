@@ -1,15 +1,13 @@
 """Losses of predicted quantiles."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from reghead._checks import check_choice, check_floating, check_shape
-from reghead._reduction import counted_cells, reduce, residual, trailing, widen
+from reghead._checks import check_floating, check_shape
 from reghead._typing import NanPolicy, Quantiles, Reduction
 from reghead.functional._parameters import check_parameter, constant
 from reghead.functional._pointwise import huber
+from reghead.functional._product import Product, reduce_product, wide_dtype
 
 
 def pinball_loss(
@@ -49,25 +47,10 @@ def pinball_loss(
         >>> pinball_loss(preds, target, [0.1, 0.9])
         tensor(0.1000)
     """
-    check_choice("reduction", reduction, ("none", "mean", "sum"))
-    shift = check_levels(preds, target, quantiles) - 0.5
-    learned = shift.requires_grad or (weight is not None and weight.requires_grad)
-    if reduction == "none" or learned or torch.compiler.is_compiling():
-        # Plain operations: a compiler fuses them by itself, and they reach the levels and weights as well.
-        error, counted = residual(preds, target, weight, mask, nan_policy)
-        return reduce(pinball(error, shift), weight, counted, reduction)
-    share = counted = counted_cells(target, weight, mask, nan_policy)
-    if weight is not None:
-        share = trailing(weight.to(shift.dtype), target.ndim)
-        if counted is not None and (mask is not None or nan_policy == "omit"):
-            share = torch.where(counted, share, 0.0)
-    total: Tensor = _PinballSum.apply(preds, target, shift, share)[0]  # type: ignore[no-untyped-call]
-    if reduction == "sum":
-        return total
-    if share is None:
-        return total / max(preds.numel(), 1)
-    denominator = share.expand(target.shape).sum(dtype=total.dtype) * preds.shape[-1]
-    return total / torch.where(denominator == 0, 1.0, denominator)
+    tau = check_levels(preds, target, quantiles)
+    return reduce_product(
+        PINBALL, preds, target, tau, weight=weight, mask=mask, nan_policy=nan_policy, reduction=reduction
+    )
 
 
 def huber_pinball_loss(
@@ -111,23 +94,32 @@ def huber_pinball_loss(
     """
     delta = check_parameter("delta", delta)
     tau = check_levels(preds, target, quantiles)
-    error, counted = residual(preds, target, weight, mask, nan_policy)
-    return reduce(torch.where(error < 0, 1.0 - tau, tau) * huber(error, delta) / delta, weight, counted, reduction)
+    return reduce_product(
+        _huber_pinball(delta), preds, target, tau, weight=weight, mask=mask, nan_policy=nan_policy, reduction=reduction
+    )
 
 
-def pinball(error: Tensor, shift: Tensor) -> Tensor:
-    r"""The pinball loss of errors :math:`y - \hat q`, with ``shift`` the levels less a half.
+def _pinball(error: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
+    return error.sign().mul_(0.5).add_(tau - 0.5), error  # in place, so that no more than two are held
 
-    As slope times error: no two terms cancel, so an infinite error gives an infinite loss and not NaN.
-    """
-    return error * (0.5 * error.sign() + shift)
+
+PINBALL = Product(_pinball, jumps=True)
+
+
+def _huber_pinball(delta: float) -> Product:
+    def factors(error: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
+        slope, height = huber(delta).factors(error, None)
+        # By level tau between the share of a negative error, times 1 - tau, and that of a positive one, times tau.
+        return torch.lerp(slope.clamp(max=0.0), slope.clamp(min=0.0), tau), height
+
+    return Product(factors, gain=1.0 / delta, rate=1.0 / delta)
 
 
 def check_levels(preds: Tensor, target: Tensor, quantiles: Quantiles) -> Tensor:
     """The levels as a tensor of shape ``(Q,)``, in the dtype of the errors, once they fit ``preds`` and ``target``."""
     check_floating("preds", preds)
     check_floating("target", target)
-    dtype = torch.promote_types(torch.float32, torch.promote_types(preds.dtype, target.dtype))
+    dtype = wide_dtype(preds, target)
     if isinstance(quantiles, Tensor):
         if quantiles.ndim != 1:
             raise ValueError(f"quantiles must have shape (Q,), got {tuple(quantiles.shape)}")
@@ -146,59 +138,3 @@ def check_quantile_shape(preds: Tensor, target: Tensor, levels: int) -> None:
     elif preds.ndim == target.ndim + 2 and preds.shape == (*target.shape, 1, levels):
         hint = "use target.unsqueeze(-1)"
     check_shape("preds", preds, (*target.shape, levels), "(*target.shape, Q)", hint)
-
-
-class _PinballSum(torch.autograd.Function):
-    r"""Sum of the pinball losses, in one pass over the errors forward and one backward.
-
-    With :math:`s = \mathrm{sign}(e) / 2 + \tau - 1/2` the loss is :math:`s e`, whose terms are all non-negative, so
-    nothing cancels in the sum; :math:`-s` is the gradient, 1/2 - tau at a tie; and :math:`s` in the dtype of the
-    predictions is all that waits for the backward pass. It is finite even where the error is not, so a cell whose
-    ``share`` is 0 (or False) needs no more than that 0 in the backward pass.
-    """
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(preds: Tensor, target: Tensor, shift: Tensor, share: Tensor | None) -> tuple[Tensor, Tensor]:
-        error = widen(target).unsqueeze(-1) - widen(preds)
-        slope = error.sign().mul_(0.5).add_(shift)
-        error.mul_(slope)  # the loss, in place: nothing else of this size is held
-        if share is None:
-            return error.sum(), slope.to(preds.dtype)
-        cells = error.sum(-1)
-        del error
-        return torch.where(share != 0, cells * share, 0.0).sum(), slope.to(preds.dtype)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        _, target, _, share = inputs
-        ctx.save_for_backward(output[1], share)
-        ctx.save_for_forward(output[1], share)
-        ctx.target_dtype = target.dtype
-        ctx.set_materialize_grads(False)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor | None, grad_slope: Tensor | None) -> tuple[Tensor | None, ...]:
-        slope, share = ctx.saved_tensors
-        if grad is None:
-            # Only the slope is asked about: the second derivative, which is zero and not an error.
-            return torch.zeros_like(slope), torch.zeros_like(slope[..., 0], dtype=ctx.target_dtype), None, None
-        factor = -grad if share is None else (-grad * share).unsqueeze(-1)
-        to_preds = to_target = None
-        if ctx.needs_input_grad[0]:
-            to_preds = (slope * factor).to(slope.dtype)
-        if ctx.needs_input_grad[1]:
-            to_target = -(widen(slope) * factor).sum(-1).to(ctx.target_dtype)
-        return to_preds, to_target, None, None
-
-    @staticmethod
-    def jvp(ctx: Any, preds: Tensor | None, target: Tensor | None, *_: object) -> tuple[Tensor, Tensor]:
-        slope, share = ctx.saved_tensors
-        change = torch.zeros_like(slope)
-        if target is not None:
-            change = change + target.unsqueeze(-1)
-        if preds is not None:
-            change = change - preds
-        along = (widen(slope) * change).sum(-1)
-        return (along if share is None else torch.where(share != 0, along * share, 0.0)).sum(), torch.zeros_like(slope)

@@ -10,6 +10,7 @@ from reghead._checks import check_same_shape
 from reghead._reduction import reduce, residual
 from reghead._typing import NanPolicy, Reduction
 from reghead.functional._parameters import check_parameter
+from reghead.functional._product import Product, reduce_product
 
 
 def mse_loss(
@@ -41,8 +42,7 @@ def mse_loss(
         tensor(5.)
     """
     check_same_shape(preds, target)
-    error, counted = residual(preds, target, weight, mask, nan_policy)
-    return reduce(error.square(), weight, counted, reduction)
+    return reduce_product(MSE, preds, target, weight=weight, mask=mask, nan_policy=nan_policy, reduction=reduction)
 
 
 def mae_loss(
@@ -74,8 +74,7 @@ def mae_loss(
         tensor(2.)
     """
     check_same_shape(preds, target)
-    error, counted = residual(preds, target, weight, mask, nan_policy)
-    return reduce(error.abs(), weight, counted, reduction)
+    return reduce_product(MAE, preds, target, weight=weight, mask=mask, nan_policy=nan_policy, reduction=reduction)
 
 
 def huber_loss(
@@ -117,13 +116,23 @@ def huber_loss(
     """
     delta = check_parameter("delta", delta)
     check_same_shape(preds, target)
-    error, counted = residual(preds, target, weight, mask, nan_policy)
-    return reduce(huber(error, delta), weight, counted, reduction)
+    return reduce_product(
+        huber(delta), preds, target, weight=weight, mask=mask, nan_policy=nan_policy, reduction=reduction
+    )
 
 
-def huber(error: Tensor, delta: float) -> Tensor:
-    """The Huber function of ``error``, elementwise."""
-    return F.huber_loss(error, error.new_zeros(()).expand_as(error), reduction="none", delta=delta)
+MSE = Product(lambda error, _: (error, error), rate=2.0)
+MAE = Product(lambda error, _: (error.sign(), error))
+
+
+def huber(delta: float) -> Product:
+    """The Huber function."""
+
+    def factors(error: Tensor, _: object) -> tuple[Tensor, Tensor]:
+        slope = error.clamp(-delta, delta)
+        return slope, torch.sub(error, slope, alpha=0.5)
+
+    return Product(factors)
 
 
 def log_cosh_loss(

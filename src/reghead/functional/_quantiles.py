@@ -18,7 +18,11 @@ def nearest_level(quantiles: Sequence[float], level: float = 0.5) -> int:
         >>> nearest_level([0.5, 0.9, 0.95])
         0
     """
-    return min(range(len(quantiles)), key=lambda i: (round(abs(quantiles[i] - level), 12), i))
+    nearest = 0
+    for i, quantile in enumerate(quantiles):  # min with a key is nothing that torch.compile(dynamic=True) traces
+        if abs(quantile - level) < abs(quantiles[nearest] - level) - 1e-12:
+            nearest = i
+    return nearest
 
 
 def sort_quantiles(preds: Tensor) -> Tensor:

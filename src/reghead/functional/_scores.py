@@ -9,7 +9,7 @@ from reghead._checks import check_floating, check_same_shape, check_shape, reads
 from reghead._reduction import reduce, residual, widen
 from reghead._typing import NanPolicy, Quantiles, Reduction
 from reghead.functional._parameters import check_parameter
-from reghead.functional._pinball import check_levels, pinball
+from reghead.functional._pinball import PINBALL, check_levels
 
 
 def interval_score_loss(
@@ -53,9 +53,12 @@ def interval_score_loss(
     check_shape("preds", preds, (*target.shape, 2), "(*target.shape, 2)", "stack the lower and upper ends last")
     error, counted = residual(preds, target, weight, mask, nan_policy)
     lower, upper = error.unbind(-1)
-    # torch.maximum shares the gradient of a tie, as the pinball loss does where an end is hit exactly.
+    # Parts that are never negative: nothing cancels, and an infinite error costs infinity and not NaN. torch.maximum
+    # shares the gradient of a tie, as the pinball loss does where an end is hit exactly.
     zero = error.new_zeros(())
-    loss = (lower - upper) + (torch.maximum(-lower, zero) + torch.maximum(upper, zero)) * (2.0 / alpha)
+    inward = torch.maximum(lower, zero) + torch.maximum(-upper, zero)
+    outward = torch.maximum(-lower, zero) + torch.maximum(upper, zero)
+    loss = inward + outward * (2.0 / alpha - 1.0)
     return reduce(loss, weight, None if counted is None else counted.squeeze(-1), reduction)
 
 
@@ -101,7 +104,7 @@ def crps_loss(
     tau = check_levels(preds, target, quantiles)
     edges = torch.cat([tau.new_zeros(1), 0.5 * (tau[1:] + tau[:-1]), tau.new_ones(1)])
     error, counted = residual(preds, target, weight, mask, nan_policy)
-    loss = 2.0 * (pinball(error, tau - 0.5) * edges.diff()).sum(-1)
+    loss = 2.0 * (PINBALL.loss(error, tau) * edges.diff()).sum(-1)
     return reduce(loss, weight, None if counted is None else counted.squeeze(-1), reduction)
 
 

@@ -19,7 +19,8 @@ class PerOutputLoss(Loss):
     The mean over columns of each column's own mean. With ``uncertainty=True`` the module learns the logarithm of
     each column's noise variance, ``log_variance`` :math:`s`, and a column's term is
     :math:`(e^{-s} m + s) / 2`, which may be negative; give its parameters to the optimizer as well, without weight
-    decay.
+    decay. Once :math:`s` is learned, the unit of a target does not matter, except to the losses that turn from square
+    to linear: Huber's ``delta`` is in that unit, and the turn of ``"log_cosh"`` is at 1.
 
     Args:
         losses: Output, by name or index, to a loss: a type (``"mse"``, ``"mae"``, ``"huber"``, ``"quantile"``,

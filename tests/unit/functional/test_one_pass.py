@@ -1,0 +1,134 @@
+"""What eager mode computes in one pass is what plain operations give: values, gradients, and gradients of these."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.testing import assert_close
+
+from reghead.functional import (
+    _product,
+    asymmetric_loss,
+    expectile_loss,
+    huber_loss,
+    huber_pinball_loss,
+    mae_loss,
+    mse_loss,
+    per_output_loss,
+    pinball_loss,
+)
+
+Loss = Callable[..., Tensor]
+COLUMNS = {0: "mse", 1: "mae", 2: {"type": "huber", "delta": 0.7}, 3: {"type": "asymmetric", "over_penalty": 2.0}}
+MORE = {4: {"type": "expectile", "expectile": 0.8, "weight": 3.0}, 5: {"type": "asymmetric", "base": "mae"}}
+POINTS: dict[str, Loss] = {
+    "mse": mse_loss,
+    "mae": mae_loss,
+    "huber": lambda *tensors, **rest: huber_loss(*tensors, 0.7, **rest),
+    "asymmetric mse": lambda *tensors, **rest: asymmetric_loss(*tensors, 2.0, 0.5, **rest),
+    "asymmetric mae": lambda *tensors, **rest: asymmetric_loss(*tensors, 2.0, 0.5, "mae", **rest),
+    "asymmetric huber": lambda *tensors, **rest: asymmetric_loss(*tensors, 2.0, 0.5, "huber", 0.7, **rest),
+    "expectile": lambda *tensors, **rest: expectile_loss(*tensors, 0.8, **rest),
+    "per output": lambda *tensors, **rest: per_output_loss(*tensors, COLUMNS | MORE, **rest),
+    "per output, symmetric": lambda *tensors, **rest: per_output_loss(*tensors, {0: "mse", 3: "mae"}, **rest),
+}
+QUANTILES: dict[str, Loss] = {
+    "pinball": lambda *tensors, **rest: pinball_loss(*tensors, (0.1, 0.5, 0.9), **rest),
+    "huber pinball": lambda *tensors, **rest: huber_pinball_loss(*tensors, (0.1, 0.5, 0.9), 0.7, **rest),
+}
+WAYS = ("plain", "weight per row", "weight per cell", "mask per row", "mask", "omit", "all of them")
+
+
+def options(way: str, target: Tensor, rng: torch.Generator) -> dict[str, Any]:
+    weight = torch.randint(0, 3, target.shape, generator=rng).to(target.dtype)
+    mask = torch.rand(target.shape, generator=rng) < 0.7
+    rest: dict[str, Any] = {}
+    if way.startswith("weight"):
+        rest["weight"] = weight[..., 0] if way.endswith("row") else weight
+    if way.startswith("mask"):
+        rest["mask"] = mask[..., 0] if way.endswith("row") else mask
+    if way in ("omit", "all of them"):
+        target[torch.rand(target.shape, generator=rng) < 0.2] = torch.nan
+        rest["nan_policy"] = "omit"
+    if way == "all of them":
+        rest |= {"weight": weight, "mask": mask}
+    return rest
+
+
+def both_ways(loss: Loss, preds: Tensor, target: Tensor, **rest: Any) -> list[tuple[Tensor, ...]]:
+    results = []
+    for plainly in (False, True):
+        with pytest.MonkeyPatch.context() as patch:
+            if plainly:
+                patch.setattr(_product, "in_one_pass", lambda *_: False)
+                patch.setattr("reghead.functional._per_output.in_one_pass", lambda *_: False)
+            value = loss(preds, target, **rest)
+        assert ("WeightedSum" in str(value.grad_fn)) is not plainly
+        results.append((value.detach(), *torch.autograd.grad(value, (preds, target))))
+    return results
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", [*POINTS, *QUANTILES])
+@settings(max_examples=6)
+@given(seed=st.integers(0, 2**32 - 1), rows=st.integers(1, 40), block=st.sampled_from([1, 64, 2**16]))
+def test_one_pass_has_the_values_and_gradients_of_plain_operations(
+    name: str, way: str, reduction: str, seed: int, rows: int, block: int
+) -> None:
+    rng = torch.Generator().manual_seed(seed)
+    target = torch.randn(rows, 6, generator=rng, dtype=torch.float64)
+    shape = (rows, 6, 3) if name in QUANTILES else (rows, 6)
+    preds = torch.randn(shape, generator=rng, dtype=torch.float64).requires_grad_()
+    rest = options(way, target, rng)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_product, "_BLOCK", block)
+        patch.setattr(_product, "_BLOCK_OF_COLUMNS", block)
+        loss = (POINTS | QUANTILES)[name]
+        fast, plain = both_ways(loss, preds, target.requires_grad_(), **rest, reduction=reduction)
+    for a, b in zip(fast, plain, strict=True):
+        assert_close(a, b, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", [*POINTS, *QUANTILES])
+def test_a_gradient_of_the_gradient(name: str) -> None:
+    rng = torch.Generator().manual_seed(0)
+    target = torch.randn(4, 6, generator=rng, dtype=torch.float64).requires_grad_()
+    preds = torch.randn((4, 6, 3) if name in QUANTILES else (4, 6), generator=rng, dtype=torch.float64).requires_grad_()
+    mask, weight = torch.rand(4, 6, generator=rng) < 0.7, torch.rand(4, 6, generator=rng, dtype=torch.float64)
+    loss = (POINTS | QUANTILES)[name]
+    for rest in ({}, {"mask": mask}, {"weight": weight}):
+        assert torch.autograd.gradgradcheck(lambda p, t, rest=rest: loss(p, t, **rest), (preds, target))
+
+
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf])
+@pytest.mark.parametrize("name", POINTS)
+def test_what_is_broken_where_a_weight_is_zero_does_not_count(name: str, broken: float) -> None:
+    rng = torch.Generator().manual_seed(0)
+    preds, target = torch.randn(2, 4, 6, generator=rng, dtype=torch.float64)
+    target[1] = broken
+    weight = torch.tensor([1.0, 0.0, 2.0, 1.0], dtype=torch.float64)
+    rest = weight != 0
+    preds.requires_grad_()
+    loss = POINTS[name](preds, target, weight=weight)
+    assert_close(loss, POINTS[name](preds[rest], target[rest], weight=weight[rest]))
+    (gradient,) = torch.autograd.grad(loss, preds)
+    assert gradient.isfinite().all()
+    assert not gradient[1].any()
+
+
+@pytest.mark.parametrize("name", [*POINTS, *QUANTILES])
+def test_an_infinite_error_is_an_infinite_loss(name: str) -> None:
+    target = torch.zeros(2, 6)
+    for infinite in (torch.inf, -torch.inf):
+        preds = torch.full((2, 6, 3) if name in QUANTILES else (2, 6), infinite, requires_grad=True)
+        assert (POINTS | QUANTILES)[name](preds, target).item() == torch.inf
+
+
+def test_a_negative_weight_is_found_beside_one_that_is_nan() -> None:
+    with pytest.raises(ValueError, match="weight must be non-negative, got -2"):
+        mse_loss(torch.zeros(3), torch.zeros(3), weight=torch.tensor([torch.nan, -2.0, 1.0]))
