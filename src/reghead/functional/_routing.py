@@ -35,15 +35,16 @@ def routing_weights(logits: Tensor, gate: Gate = "soft", *, top_k: int = 2, temp
     check_gate(gate, top_k, logits.shape[-1])
     check_number("temperature", temperature, above=0.0)
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    # Largest logit 0: whatever the temperature, nothing overflows to inf - inf.
-    probabilities = torch.softmax((wide - wide.detach().amax(-1, keepdim=True)) / temperature, dim=-1)
+    if temperature != 1.0:
+        # Largest logit 0: whatever the temperature, nothing overflows to inf - inf.
+        wide = (wide - wide.detach().amax(-1, keepdim=True)) / temperature
+    probabilities = torch.softmax(wide, dim=-1)
     if gate == "soft":
         return probabilities
     if gate == "hard":
         # scatter, and not one_hot, which looks at its values and so has no vmap.
-        chosen = torch.zeros_like(probabilities).scatter(-1, probabilities.argmax(-1, keepdim=True), 1.0)
-        largest = (probabilities * chosen).sum(-1, keepdim=True)
-        return chosen * (largest / largest.detach())
+        largest, index = probabilities.max(-1, keepdim=True)
+        return torch.zeros_like(probabilities).scatter(-1, index, largest / largest.detach())
     values, index = probabilities.topk(top_k, dim=-1)
     if top_k > 1:
         values = values / values.sum(-1, keepdim=True)
@@ -87,7 +88,7 @@ def load_balancing_loss(logits: Tensor, gate: Gate = "soft", *, top_k: int = 2, 
     """
     check_gate(gate, top_k, logits.shape[-1])
     probabilities = routing_weights(logits.reshape(-1, logits.shape[-1]), temperature=temperature)
-    rows = max(len(probabilities), 1)
+    rows = max(probabilities.shape[0], 1)  # not len, which makes a constant of it in an export
     dispatch = dispatch_of(probabilities, gate, top_k)
     balance: Tensor = (dispatch.sum(0) / rows * (probabilities.sum(0) / rows)).sum()
     return balance * probabilities.shape[-1]
@@ -147,8 +148,9 @@ def expert_utilization(weights: Tensor, ids: Tensor | None = None, cardinality: 
     flat = weights.reshape(-1, weights.shape[-1])
     if ids is None:
         return flat.mean(0)
-    # Sums in bfloat16 would stop growing at 256 rows.
-    flat = flat.to(torch.promote_types(flat.dtype, torch.float32))
+    # Sums row by row stop growing at 256 rows in bfloat16, and at 16,777,216 in float32; MPS has nothing wider.
+    result = torch.promote_types(flat.dtype, torch.float32)
+    flat = flat.to(result if flat.device.type == "mps" else torch.float64)
     if cardinality is None:
         raise ValueError("cardinality must be given with ids: the number of ids, id 0 included")
     if ids.shape != weights.shape[:-1]:
@@ -158,4 +160,4 @@ def expert_utilization(weights: Tensor, ids: Tensor | None = None, cardinality: 
     ids = ids.reshape(-1)
     total = torch.zeros(cardinality, flat.shape[-1], dtype=flat.dtype, device=flat.device).index_add(0, ids, flat)
     rows = torch.zeros(cardinality, dtype=flat.dtype, device=flat.device).index_add(0, ids, torch.ones_like(flat[:, 0]))
-    return total / rows.unsqueeze(-1)
+    return (total / rows.unsqueeze(-1)).to(result)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +26,9 @@ class CategoryContext:
     gathers the results. :meth:`dense` gathers the embedding itself.
 
     Attributes:
-        tables: Embedding table of each column, shape ``(N, embedding_dim)``, row 0 zero.
-        ids: Ids of each column, one shape ``(*,)``.
+        tables: Embedding table of each column, shape ``(N, embedding_dim)``, row 0 zero; or one of all columns, with a
+            row for each combination, where those are few.
+        ids: Ids of each table, one shape ``(*,)``.
     """
 
     tables: tuple[Tensor, ...]
@@ -35,32 +37,42 @@ class CategoryContext:
     def dense(self) -> Tensor:
         """The embedding of each row, columns side by side. Shape ``(*, C)``."""
         check_one_shape(self.ids)
-        return torch.cat([lookup(t, i) for t, i in zip(self.tables, self.ids, strict=True)], dim=-1)
+        rows = [lookup(t, i) for t, i in zip(self.tables, self.ids, strict=True)]
+        return rows[0] if len(rows) == 1 else torch.cat(rows, dim=-1)
 
-    def project(self, weight: Tensor, offset: float = 0.0) -> Tensor:
+    def project(self, weight: Tensor, offset: float | Tensor | None = None) -> Tensor:
         """``dense() @ weight.T + offset``, computed once per category.
 
         Args:
             weight: Shape ``(O, C)``.
-            offset: Added to every element.
+            offset: Added to every row, a number or of shape ``(O,)``.
 
         Returns:
             Shape ``(*, O)``.
         """
-        weights = torch.split(weight, [t.shape[-1] for t in self.tables], dim=-1)
-        projected = [t @ w.t() for t, w in zip(self.tables, weights, strict=True)]
-        projected[0] = projected[0] + offset
-        rows = [p.shape[0] for p in projected]
-        if len(rows) > 1 and math.prod(rows) <= JOINT_ROWS:
-            joint = projected[0]
-            for table in projected[1:]:
-                joint = (joint.unsqueeze(1) + table).flatten(0, 1)
-            return lookup(joint, joint_ids(self.ids, rows))
         check_one_shape(self.ids)
-        result = lookup(projected[0], self.ids[0])
-        for table, ids in zip(projected[1:], self.ids[1:], strict=True):
-            result = result + lookup(table, ids)
-        return result
+        rows = [lookup(t, i) for t, i in zip(self.project_tables(weight, offset), self.ids, strict=True)]
+        return reduce(torch.add, rows)
+
+    def project_tables(self, weight: Tensor, offset: float | Tensor | None = None) -> list[Tensor]:
+        """What :meth:`project` gathers from: a table of shape ``(N, O)`` in place of each of ``tables``."""
+        weights = [weight] if len(self.tables) == 1 else torch.split(weight, [t.shape[-1] for t in self.tables], dim=-1)
+        projected = [t @ w.t() for t, w in zip(self.tables, weights, strict=True)]
+        if offset is not None:
+            projected[0] = projected[0] + offset
+        return projected
+
+    def joined(self) -> "CategoryContext":
+        """The same with one table of all combinations, where those are at most ``JOINT_ROWS``."""
+        rows = [len(table) for table in self.tables]
+        if len(rows) == 1 or math.prod(rows) > JOINT_ROWS or any(i.shape != self.ids[0].shape for i in self.ids):
+            return self
+        axes = range(len(rows))
+        grids = [
+            table.reshape([-1 if i == axis else 1 for i in axes] + [table.shape[-1]]).expand(*rows, -1)
+            for axis, table in enumerate(self.tables)
+        ]
+        return CategoryContext((torch.cat(grids, dim=-1).flatten(0, -2),), (joint_ids(self.ids, rows),))
 
 
 class CategoryEmbedding(CategoryPart):
@@ -130,7 +142,7 @@ class CategoryEmbedding(CategoryPart):
             else sorted(check_columns("columns", columns, self.cardinalities))
         )
         ids = check_ids(categories, {c: self.cardinalities[c] for c in chosen}, type(self).__name__)
-        return CategoryContext(tuple(self._tables("weight", chosen)), ids)
+        return CategoryContext(tuple(self._tables("weight", chosen)), ids).joined()
 
     def forward(self, categories: Categories) -> Tensor:
         """Embed ``categories``: shape ``(*, C)``."""

@@ -14,6 +14,15 @@ Hidden: TypeAlias = Callable[[Tensor, int, Tensor | None], Tensor]
 LOOP_ROWS = 768
 """From so many rows on, in eager mode on a CPU, a loop over experts beats one batched product."""
 
+LOOP_ALL = 2**15
+"""So it does with more rows of all experts together than that: their hidden layers no longer fit the cache."""
+
+SPARSE_WEIGHTS = 2**13
+"""With fewer weights than that, rows times experts, one product over all experts beats dealing rows out."""
+
+EXPERT_ROWS = 128
+"""An expert more in a loop costs as much as so many rows of padding in one batched product."""
+
 ROWS_PER_CELL = 8
 """With fewer rows a cell than that, one product over all experts beats parameters mixed cell by cell."""
 
@@ -22,32 +31,78 @@ def dense_mixture(
     x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], routing: Tensor, hidden: Hidden
 ) -> Tensor:
     """Every expert on every row. Shapes: x (N, F), weights (E, in, out), biases (E, out), routing (N, E) -> (N, D)."""
-    if reads_values(x) and x.shape[0] >= LOOP_ROWS:  # in this order: an export must not see a bound on the rows
+    experts, rows = weights[0].shape[0], x.shape[0]
+    # In this order: an export must not see a bound on the rows.
+    if reads_values(x) and (rows >= LOOP_ROWS or rows * experts > LOOP_ALL):
         out = torch.stack([_expert(x, layers, hidden, None) for layers in _layers_of(weights, biases)])
-        return torch.einsum("end,ne->nd", out, routing.to(out.dtype))
+        return _mixed(out, routing)
     h = x.expand(weights[0].shape[0], *x.shape)
     for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
         h = torch.baddbmm(bias.unsqueeze(1), h, weight)
         if layer + 1 < len(weights):
             h = hidden(h, layer, None)
-    return torch.einsum("end,ne->nd", h, routing.to(h.dtype))
+    return _mixed(h, routing)
 
 
 def sparse_mixture(
-    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], routing: Tensor, hidden: Hidden
+    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], routing: Tensor, hidden: Hidden, top_k: int
 ) -> Tensor:
-    """The experts with a weight alone, where rows can be dealt out to them: eager mode on a CPU. Else all of them."""
-    if not reads_values(x) or x.shape[0] < LOOP_ROWS:
+    """The ``top_k`` experts of each row alone, where rows can be dealt out: eager mode on a CPU. Else all of them.
+
+    Shapes as in :func:`dense_mixture`; ``routing`` holds at most ``top_k`` weights a row that are not zero.
+    """
+    if not reads_values(x) or routing.numel() < SPARSE_WEIGHTS:
         return dense_mixture(x, weights, biases, routing, hidden)
-    index, results = [], []
-    for expert, layers in enumerate(_layers_of(weights, biases)):
-        share = routing[:, expert]
-        rows = share.nonzero().squeeze(-1)
-        result = _expert(x.index_select(0, rows), layers, hidden, rows)
-        index.append(rows)
-        results.append(result * share.index_select(0, rows).unsqueeze(-1).to(result.dtype))
-    stacked = torch.cat(results)
-    return stacked.new_zeros(x.shape[0], stacked.shape[-1]).index_add(0, torch.cat(index), stacked)
+    share, expert = routing.topk(top_k) if top_k > 1 else routing.max(-1, keepdim=True)
+    experts, expert = routing.shape[1], expert.flatten()
+    counts = torch.bincount(expert, minlength=experts)
+    order = expert.argsort(stable=True)
+    rows = order // top_k
+    h = x.index_select(0, rows)
+    if experts * int(counts.max()) <= len(rows) + EXPERT_ROWS * int(counts.count_nonzero()):
+        h = _padded(h, weights, biases, hidden, rows, expert.index_select(0, order), counts)
+    else:
+        h = _one_by_one(h, weights, biases, hidden, rows, counts.tolist())
+    h = h * share.flatten().index_select(0, order).unsqueeze(-1).to(h.dtype)
+    return h.new_zeros(x.shape[0], h.shape[-1]).index_add(0, rows, h)
+
+
+def _padded(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    hidden: Hidden,
+    rows: Tensor,
+    expert: Tensor,
+    counts: Tensor,
+) -> Tensor:
+    """Each row by its expert, in one batched product over experts filled up to the busiest with rows of zeros.
+
+    ``x`` is sorted by ``expert``; ``rows`` are its rows in the batch, ``counts`` those of each expert.
+    """
+    most = int(counts.max())
+    place = torch.arange(len(rows), device=x.device) + (expert * most - (counts.cumsum(0) - counts)[expert])
+    size = len(counts) * most
+    of_place = rows.new_zeros(size).index_copy(0, place, rows)
+    h = x.new_zeros(size, x.shape[-1]).index_copy(0, place, x)
+    for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+        h = torch.baddbmm(bias.unsqueeze(1), torch.unflatten(h, 0, (-1, most)), weight).flatten(0, 1)
+        if layer + 1 < len(weights):
+            h = hidden(h, layer, of_place)
+    return h.index_select(0, place)
+
+
+def _one_by_one(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    hidden: Hidden,
+    rows: Tensor,
+    counts: list[int],
+) -> Tensor:
+    """The same where few experts do most: a loop over those with rows."""
+    shared = zip(_layers_of(weights, biases), torch.split(x, counts), torch.split(rows, counts), strict=True)
+    return torch.cat([_expert(part, layers, hidden, of_part) for layers, part, of_part in shared if len(part)])
 
 
 def mixed_parameters(
@@ -98,6 +153,12 @@ def _cell_by_cell(
         if layer + 1 < len(weights):
             h = hidden(h, layer, order)
     return torch.empty_like(h).index_copy(0, order, h)
+
+
+def _mixed(outputs: Tensor, routing: Tensor) -> Tensor:
+    """Shapes: outputs (E, N, D), routing (N, E) -> (N, D)."""
+    # Not einsum, which would multiply N small matrices.
+    return (outputs * routing.to(outputs.dtype).t().unsqueeze(-1)).sum(0)
 
 
 def _layers_of(weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Iterable[tuple[tuple[Tensor, Tensor], ...]]:

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from reghead._checks import check_int, check_last_dim
 from reghead.functional import film
+from reghead.functional._film import film_by_id
 from reghead.nn._embedding import CategoryContext
 
 
@@ -64,9 +65,7 @@ class FiLM(nn.Module):
     def gamma_beta(self, context: Tensor | CategoryContext) -> tuple[Tensor, Tensor]:
         """Factor and shift of each row: gamma and beta, each of shape ``(*prefix, F)``."""
         if isinstance(context, CategoryContext):
-            width = sum(table.shape[-1] for table in context.tables)
-            if width != self.context_features:
-                raise ValueError(f"context must have {self.context_features} features, got {width}")
+            self._check_width(context)
             return context.project(self.weight_gamma, offset=1.0), context.project(self.weight_beta)
         check_last_dim("context", context, self.context_features, "C")
         return 1.0 + nn.functional.linear(context, self.weight_gamma), nn.functional.linear(context, self.weight_beta)
@@ -74,8 +73,20 @@ class FiLM(nn.Module):
     def forward(self, x: Tensor, context: Tensor | CategoryContext) -> Tensor:
         """Modulate ``x`` by ``context``."""
         check_last_dim("x", x, self.num_features, "F")
+        if isinstance(context, CategoryContext) and len(context.tables) == 1:
+            self._check_width(context)
+            (gamma,), (beta,) = (
+                context.project_tables(self.weight_gamma, offset=1.0),
+                context.project_tables(self.weight_beta),
+            )
+            return film_by_id(x, gamma, beta, context.ids[0])
         gamma, beta = self.gamma_beta(context)
         return film(x, gamma, beta)
+
+    def _check_width(self, context: CategoryContext) -> None:
+        width = sum(table.shape[-1] for table in context.tables)
+        if width != self.context_features:
+            raise ValueError(f"context must have {self.context_features} features, got {width}")
 
     def extra_repr(self) -> str:
         return f"context_features={self.context_features}, num_features={self.num_features}"

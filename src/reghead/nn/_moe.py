@@ -258,24 +258,27 @@ class MixtureOfExperts(nn.Module):
     def _logits(self, x: Tensor, context: Tensor | CategoryContext | None) -> Tensor:
         """The router's logits in float32 or wider, shape ``(*, E)``."""
         # A device without autocast, such as meta, has none to turn off.
-        has_autocast = torch.amp.is_autocast_available(x.device.type)
-        with torch.autocast(x.device.type, enabled=False) if has_autocast else nullcontext():
+        device = x.device.type
+        narrows = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+        with torch.autocast(device, enabled=False) if narrows else nullcontext():
             wide = torch.promote_types(self.router_bias.dtype, torch.float32)
-            logits = self.router_bias.to(wide).expand(*x.shape[:-1], self.num_experts)
-            if self.router_context is not None:
-                weight = self.router_context.to(wide)
-                if context is None:
-                    raise ValueError("context must be given: this layer was built with context_features")
-                if isinstance(context, CategoryContext):
-                    context = CategoryContext(tuple(t.to(wide) for t in context.tables), context.ids)
-                    routed = context.project(weight)
-                else:
-                    check_last_dim("context", context, weight.shape[1], "C")
-                    routed = F.linear(context.to(wide), weight)
-                logits = logits + align(routed, logits)
+            bias = self.router_bias.to(wide)
+            if self.router_context is None:
+                assert self.router_features is not None
+                return F.linear(x.to(wide), self.router_features.to(wide), bias)
+            weight = self.router_context.to(wide)
+            if context is None:
+                raise ValueError("context must be given: this layer was built with context_features")
+            if isinstance(context, CategoryContext):
+                context = CategoryContext(tuple(t.to(wide) for t in context.tables), context.ids)
+                routed = context.project(weight, offset=bias)
+            else:
+                check_last_dim("context", context, weight.shape[1], "C")
+                routed = F.linear(context.to(wide), weight, bias)
+            routed = align(routed, x)
             if self.router_features is not None:
-                logits = logits + F.linear(x.to(wide), self.router_features.to(wide))
-        return logits
+                return routed + F.linear(x.to(wide), self.router_features.to(wide))
+            return routed.expand(*x.shape[:-1], self.num_experts)
 
     def _mix(
         self,
@@ -309,8 +312,10 @@ class MixtureOfExperts(nn.Module):
                 key = joint_ids(context.ids, [len(table) for table in context.tables])
                 cells = key.reshape((*key.shape, *(1,) * (x.ndim - 1 - key.ndim))).expand(x.shape[:-1]).reshape(-1)
             return mixed_parameters(rows, list(self.weights), list(self.biases), weights, hidden, cells)
-        mixture = dense_mixture if self.gate == "soft" else sparse_mixture
-        return mixture(rows, list(self.weights), list(self.biases), weights, hidden)
+        if self.gate == "soft":
+            return dense_mixture(rows, list(self.weights), list(self.biases), weights, hidden)
+        top_k = self.top_k if self.gate == "top_k" else 1
+        return sparse_mixture(rows, list(self.weights), list(self.biases), weights, hidden, top_k)
 
     def extra_repr(self) -> str:
         text = f"in_features={self.in_features}, out_features={self.out_features}, num_experts={self.num_experts}"

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from reghead._checks import check_cardinalities, check_ids
+from reghead._checks import check_cardinalities, check_ids, reads_values
 from reghead._typing import Categories
 
 
@@ -78,7 +78,10 @@ class CategoryPart(nn.Module):
         """The table of ``column`` with its rows of zeros: that of the unknown and those never seen in training."""
         # getattr, and not get_parameter, which refuses the plain tensors of torch.func.functional_call.
         table = F.pad(getattr(self, name_in(kind, column)), (0, 0, 1, 0))
-        return table * self._known(column).unsqueeze(-1)
+        counts = self.get_buffer(name_in("counts", column))
+        if reads_values(counts) and bool(counts.all()):
+            return table  # every id is known
+        return table * (counts != 0).unsqueeze(-1)
 
     def _known(self, column: str) -> Tensor:
         """False for the ids of ``column`` that were never seen in training."""

@@ -13,6 +13,7 @@ from reghead._checks import check_choice, check_ids, check_int
 from reghead._reduction import widen
 from reghead._typing import Categories
 from reghead.functional import lookup
+from reghead.functional._film import film_by_id
 from reghead.functional._lookup import align, check_one_shape, joint_ids
 from reghead.nn._embedding import JOINT_ROWS
 from reghead.nn._part import CategoryPart
@@ -120,7 +121,11 @@ class ConditionalScaler(CategoryPart):
             # Few combinations: compose the tables once, then gather once.
             key = joint_ids(ids, sizes)
             grids = self._compose({kind: self._grid(kind) for kind in self._kinds()})
-            rows = [lookup(grid.expand(*sizes, self.out_features).flatten(0, -2), key) for grid in grids]
+            tables = [grid.expand(*sizes, self.out_features).flatten(0, -2) for grid in grids]
+            if self.scale and self.output_dim == -1 and key.shape == x.shape[:-1]:
+                shifts, factors = tables
+                return film_by_id(x, factors, shifts, key)
+            rows = [lookup(table, key) for table in tables]
         else:
             rows = self._compose({kind: self._rows(kind, ids) for kind in self._kinds()})
         shift, *factor = (align(row, x, self.output_dim).to(x.dtype) for row in rows)

@@ -1,0 +1,104 @@
+"""FiLM from tables of categories: rows are never made, and nothing else changes."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.testing import assert_close
+
+from reghead.functional import _film as module
+from reghead.functional import film, lookup
+from reghead.functional._film import film_by_id
+from reghead.functional._lookup import BAG_ROWS, sum_by_id
+
+
+@pytest.fixture
+def always(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The function of our own for every size, and several chunks of rows."""
+    monkeypatch.setattr(module, "WIDE", 1)
+    monkeypatch.setattr(module, "CHUNK", 8)
+
+
+def draw(seed: int, rows: int, cells: int, width: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
+    rng = torch.Generator().manual_seed(seed)
+    x, gamma, beta = (torch.randn(n, width, generator=rng, dtype=dtype) for n in (rows, cells, cells))
+    return x, gamma, beta, torch.randint(cells, (rows,), generator=rng)
+
+
+def both(x: Tensor, gamma: Tensor, beta: Tensor, ids: Tensor) -> list[list[Tensor]]:
+    """Value and gradients of the function of our own, and of plain operations."""
+    results = []
+    for call in (film_by_id, lambda x, g, b, i: film(x, lookup(g, i), lookup(b, i))):
+        inputs = [t.clone().requires_grad_() for t in (x, gamma, beta)]
+        out = call(*inputs, ids)
+        results.append([out.detach(), *torch.autograd.grad((out * torch.cos(out.detach())).sum(), inputs)])
+    return results
+
+
+@given(seed=st.integers(0, 2**32 - 1), rows=st.integers(1, 12), cells=st.integers(1, 5), width=st.integers(2, 4))
+def test_values_and_gradients_are_those_of_gathered_factors(seed: int, rows: int, cells: int, width: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "WIDE", 1)
+        patch.setattr(module, "CHUNK", 8)
+        ours, plain = both(*draw(seed, rows, cells, width))
+    assert_close(ours, plain)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("cells", [3, 2**15 + 1])
+def test_so_they_are_for_many_rows(dtype: torch.dtype, cells: int) -> None:
+    x, gamma, beta, ids = draw(0, 2 * BAG_ROWS, cells, 33, dtype)
+    ours, plain = both(x, gamma, beta, ids)
+    assert x.numel() >= module.WIDE
+    assert_close(ours, plain, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.usefixtures("always")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # of torch's own forward mode
+def test_second_derivatives_forward_mode_and_no_gradient_asked() -> None:
+    x, gamma, beta, ids = draw(0, 5, 3, 2)
+    inputs = [t.requires_grad_() for t in (x, gamma, beta)]
+    call = lambda x, g, b: film_by_id(x, g, b, ids)  # noqa: E731
+    assert torch.autograd.gradcheck(call, inputs, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(call, inputs)
+    alone = film_by_id(x.detach(), gamma, beta.detach(), ids)
+    (got,) = torch.autograd.grad(alone.sum(), gamma)
+    assert_close(got, torch.zeros_like(gamma).index_add(0, ids, x.detach()))
+
+
+@pytest.mark.usefixtures("always")
+def test_transforms_go_round_it() -> None:
+    x, gamma, beta, ids = draw(0, 6, 3, 2)
+    each = torch.vmap(lambda row, i: film_by_id(row[None], gamma, beta, i[None])[0])(x, ids)
+    assert_close(each, film_by_id(x, gamma, beta, ids))
+    by_transform = torch.func.grad(lambda g: film_by_id(x, g, beta, ids).sum())(gamma)
+    assert_close(by_transform, torch.zeros_like(gamma).index_add(0, ids, x))
+
+
+@pytest.mark.usefixtures("always")
+def test_rows_that_are_not_contiguous_and_sequences() -> None:
+    x, gamma, beta, ids = draw(0, 12, 3, 4)
+    assert_close(film_by_id(x.t().contiguous().t(), gamma, beta, ids), film_by_id(x, gamma, beta, ids))
+    sequences = film_by_id(x.reshape(4, 3, 4), gamma, beta, ids.reshape(4, 3))
+    assert_close(sequences.reshape(12, 4), film_by_id(x, gamma, beta, ids))
+    one_a_sequence = film_by_id(x.reshape(4, 3, 4), gamma, beta, ids[:4])
+    assert_close(one_a_sequence, film_by_id(x.reshape(4, 3, 4), gamma, beta, ids[:4, None].expand(4, 3)))
+
+
+@given(seed=st.integers(0, 2**32 - 1), number=st.integers(1, 40))
+def test_sums_by_id_are_those_of_a_loop(seed: int, number: int) -> None:
+    rows, _, _, ids = draw(seed, BAG_ROWS, number, 2)
+    expected = torch.stack([rows[ids == i].sum(0) for i in range(number)])
+    with torch.no_grad():
+        sorted_first = sum_by_id([rows, 2 * rows], ids, number)
+    assert_close(sorted_first, [expected, 2 * expected])
+    assert_close(sum_by_id([rows], ids, number), [expected])
+    assert_close(sum_by_id([rows[:7]], ids[:7], number)[0].sum(0), rows[:7].sum(0))
+
+
+def test_one_number_a_row_is_looked_up_like_more() -> None:
+    table, ids = torch.arange(6.0).reshape(6, 1), torch.tensor([[1, 5], [0, 1]])
+    assert lookup(table, ids).tolist() == [[[1.0], [5.0]], [[0.0], [1.0]]]
+    assert torch.equal(lookup(table.expand(6, 2), ids)[..., :1], lookup(table, ids))
+    assert lookup(table[:, 0], ids).tolist() == [[1.0, 5.0], [0.0, 1.0]]
