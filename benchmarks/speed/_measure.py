@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 _SHORTEST = 2e-3  # seconds that one sample lasts at least; shorter calls are repeated within it
-_ROUNDS = (15, 400)
+_LONG = 0.5  # seconds from which one call before measuring is enough
+_ROUNDS = 400  # at most
 _RESAMPLES = 2_000
 
 
@@ -41,6 +42,7 @@ class Comparison:
         reaches: What is aimed at.
         ours: The contender that is reghead.
         seconds: How long to measure, all contenders together.
+        rounds: How many rounds to measure at least, however long they last.
         memory: The contenders whose peak memory is measured too, in one more call each.
         why: A sentence for what is missed.
     """
@@ -50,6 +52,7 @@ class Comparison:
     reaches: Sequence[Reach] = ()
     ours: str = "reghead"
     seconds: float = 6.0
+    rounds: int = 15
     memory: Sequence[str] = ()
     why: str = ""
 
@@ -77,7 +80,9 @@ class Figure:
     why: str = ""
 
 
-def interleave(contenders: Mapping[str, Callable[[], object]], seconds: float, seed: int = 0) -> dict[str, list[float]]:
+def interleave(
+    contenders: Mapping[str, Callable[[], object]], seconds: float, rounds: int = 15, seed: int = 0
+) -> dict[str, list[float]]:
     """Seconds of each call, in rounds: each round calls all contenders once, in an order drawn anew."""
     repeats = {name: _repeats(call) for name, call in contenders.items()}
     order, draw = list(contenders), random.Random(seed)
@@ -87,8 +92,8 @@ def interleave(contenders: Mapping[str, Callable[[], object]], seconds: float, s
     gc.disable()
     try:
         end = time.perf_counter() + seconds
-        for done in range(_ROUNDS[1]):
-            if done >= _ROUNDS[0] and time.perf_counter() > end:
+        for done in range(_ROUNDS):
+            if done >= rounds and time.perf_counter() > end:
                 break
             draw.shuffle(order)
             for name in order:
@@ -108,6 +113,8 @@ def _repeats(call: Callable[[], object]) -> int:
         start = time.perf_counter()
         call()
         once = time.perf_counter() - start
+        if once > _LONG:
+            break
     return max(1, round(_SHORTEST / once))
 
 

@@ -18,7 +18,7 @@ def measured(item: Comparison | Figure) -> dict[str, Any]:
     if isinstance(item, Figure):
         holds = None if item.at_most is None else (item.value if item.low is None else item.low) <= item.at_most
         return {"kind": "figure", **dataclasses.asdict(item), "holds": holds}
-    times = interleave(item.contenders, item.seconds)
+    times = interleave(item.contenders, item.seconds, item.rounds)
     memory = {name: torch_peak(item.contenders[name]) for name in item.memory}
     medians = {name: spread(taken)[0] for name, taken in times.items()}
     reaches = []
@@ -76,4 +76,5 @@ def _chosen(items: Iterator[Comparison | Figure], text: str, quick: bool) -> Ite
     for item in items:
         if text in item.case:
             print(item.case, file=sys.stderr, flush=True)
-            yield dataclasses.replace(item, seconds=0.5) if quick and isinstance(item, Comparison) else item
+            quickly = quick and isinstance(item, Comparison)
+            yield dataclasses.replace(item, seconds=0.5, rounds=min(item.rounds, 5)) if quickly else item

@@ -15,6 +15,13 @@ start = time.perf_counter()
 import reghead
 print(time.perf_counter() - start)
 """
+_BROUGHT = """
+import sys, torch
+before = set(sys.modules)
+import reghead
+brought = {name.partition(".")[0] for name in set(sys.modules) - before} - set(sys.stdlib_module_names)
+print(len(brought - {"reghead", "torch", "numpy"}))
+"""
 
 
 def measure() -> Iterator[Figure]:
@@ -22,6 +29,9 @@ def measure() -> Iterator[Figure]:
     low, *_, high = statistics.quantiles(times, n=20)
     how = "median of 21 processes, with the quantiles between which nine in ten lie; byte code compiled before"
     yield Figure("import reghead", statistics.median(times), "ms", low, high, at_most=60, how=how)
+    brought = float(subprocess.check_output([sys.executable, "-c", _BROUGHT]))
+    how = "top-level names in sys.modules that torch, NumPy and Python's library do not have"
+    yield Figure("packages that import reghead brings along", brought, "packages", at_most=0, how=how)
 
 
 if __name__ == "__main__":

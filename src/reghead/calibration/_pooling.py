@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from reghead.calibration._quantile import SLACK, conformal_quantile
+from reghead.calibration._sorting import sort, sort_within
 
 
 def pooled_quantiles(
@@ -41,10 +42,8 @@ def pooled_quantiles(
     if pooling is None or not len(active):
         return result
     total = len(scores)
-    ordered, order = scores.sort()
-    # Every category's scores as positions in the order of all, one category after the other.
-    positions = (rows[order] * total + torch.arange(total, device=scores.device)).sort().values
-    start = (counts.cumsum(0) - counts)[active]
+    ordered = torch.cat([sort(scores), scores.new_full((1,), torch.inf)])
+    grouped, start = sort_within(scores, rows, counts), (counts.cumsum(0) - counts)[active]
     own = counts[active].to(torch.float64)
     share = own / (own + pooling)
     own_step, all_step = share / (own + 1), (1 - share) / (total + 1)
@@ -52,8 +51,18 @@ def pooled_quantiles(
     low, high = torch.zeros_like(active), torch.full_like(active, total)
     for _ in range(total.bit_length()):
         middle = (low + high) // 2
-        below = torch.searchsorted(positions, active * total + middle, right=True) - start
+        below = _at_most(ordered[middle], grouped, start, counts[active])
         enough = own_step * below + all_step * (middle + 1) >= float(level) * (1 - SLACK)
         low, high = torch.where(enough, low, middle + 1), torch.where(enough, middle, high)
-    result[active] = torch.cat([ordered, ordered.new_full((1,), torch.inf)])[high]
+    result[active] = ordered[high]
     return result
+
+
+def _at_most(bound: Tensor, grouped: Tensor, start: Tensor, count: Tensor) -> Tensor:
+    """For each category, how many of the ``count`` scores that begin at ``start`` are at most its ``bound``."""
+    low, high = torch.zeros_like(count), count
+    for _ in range(int(count.max()).bit_length()):
+        middle = (low + high) // 2
+        within = (low < high) & (grouped[(start + middle).clamp(max=len(grouped) - 1)] <= bound)
+        low, high = torch.where(within, middle + 1, low), torch.where(within, high, middle)
+    return low

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from reghead._checks import check_floating, check_int, check_number, check_prefix
 from reghead._reduction import trailing
+from reghead.calibration._sorting import smallest
 
 SLACK = 1e-12
 """Relative slack of sums of weights: above the rounding of the sum, far below the weight of one row."""
@@ -98,7 +99,7 @@ def conformal_quantile(
     infinite = scores.new_full((1, *rest), torch.inf)
     if weight is None:
         rank = conformal_rank(count, level)
-        return infinite[0] if rank > count else scores.kthvalue(rank, dim=0).values
+        return infinite[0] if rank > count else smallest(scores, rank)
     check_prefix("weight", weight, "scores", scores.shape)
     check_number("test_weight", test_weight, above=0.0)
     weight = weight.to(torch.float64)

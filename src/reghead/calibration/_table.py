@@ -24,6 +24,7 @@ from reghead._typing import Categories
 from reghead.calibration._pooling import pooled_quantiles
 from reghead.calibration._quantile import exact_level
 from reghead.calibration._scores import Score
+from reghead.categories._statistics import distinct
 from reghead.functional._lookup import joint_ids
 
 Unseen: TypeAlias = Literal["parent", "infinite"]
@@ -191,18 +192,20 @@ class ConformalTable(SelfDescribingStatistics):
 
     def _quantiles(self, scores: Tensor, counted: Tensor, keys: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Keys, counts and offsets; entry 0 is all rows'."""
-        keys = torch.cat([keys.new_zeros(1), keys])  # 0 is there whether a row has it or not
-        group_keys, rows = torch.unique(keys, return_inverse=True)
-        rows, size = rows[1:], len(group_keys)
+        group_keys, rows = distinct(keys)
+        if group_keys[0] != 0:  # 0 is there whether a row has it or not
+            group_keys, rows = torch.cat([group_keys.new_zeros(1), group_keys]), rows + 1
+        size = len(group_keys)
         counts, offsets = [], []
         for d in range(scores.shape[1]):
-            here = counted[:, d]
-            counts.append(torch.bincount(rows[here], minlength=size))
-            counts[-1][0] = here.sum()
+            here = slice(None) if counted[:, d].all() else counted[:, d]
+            own_rows, own = rows[here], scores[here, d]
+            counts.append(torch.bincount(own_rows, minlength=size))
+            counts[-1][0] = len(own_rows)
             offsets.append(
                 torch.stack(
                     [
-                        pooled_quantiles(scores[here, d, s], rows[here], size, level, self.pooling, self.min_count)
+                        pooled_quantiles(own[:, s], own_rows, size, level, self.pooling, self.min_count)
                         for s, level in enumerate(self._score.levels)
                     ],
                     dim=-1,

@@ -13,7 +13,7 @@ from torch import Tensor
 from reghead._checks import check_columns, did_you_mean
 from reghead._typing import Categories
 from reghead._warnings import UnseenCategoryWarning
-from reghead.categories._labels import Codes, Label, factorize
+from reghead.categories._labels import Codes, Label, factorize, gather
 from reghead.categories._vocabulary import Vocabulary
 
 _FORMAT = 1
@@ -83,7 +83,7 @@ class CategoryEncoder:
         vocabularies, counts, categories = {}, {}, {}
         for column, (codes, labels) in self._factorize(table).items():
             vocabulary = Vocabulary.from_distinct(labels)
-            ids = vocabulary.ids_of([*labels, None])[codes]
+            ids = gather(vocabulary.ids_of([*labels, None]), codes)
             vocabularies[column] = vocabulary
             counts[column] = torch.from_numpy(np.bincount(ids, minlength=len(vocabulary)))
             categories[column] = torch.from_numpy(ids)
@@ -154,13 +154,13 @@ class CategoryEncoder:
         categories, unseen = {}, []
         for column, (codes, labels) in self._factorize(table).items():
             lookup = vocabularies[column].ids_of([*labels, None])
-            categories[column] = torch.from_numpy(lookup[codes])
             new = [i for i, label in enumerate(labels) if label is not None and lookup[i] == 0]
             if new:
                 is_new = np.zeros(len(lookup), bool)
                 is_new[new] = True
-                rows = int(is_new[codes].sum())
+                rows = int(is_new.take(codes).sum())
                 unseen.append(_describe_unseen(column, rows, [labels[i] for i in new], vocabularies[column]))
+            categories[column] = torch.from_numpy(gather(lookup, codes))
         if unseen:
             warnings.warn(
                 f"labels that were not in the training rows are read as unknown (id 0): {'; '.join(unseen)}",
@@ -211,7 +211,7 @@ class CategoryEncoder:
             if (
                 not isinstance(counts, list)
                 or len(counts) != size
-                or not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in counts)
+                or not all(isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 2**63 for n in counts)
             ):
                 raise ValueError(
                     f"counts of the column {column['name']!r} must be a list of {size} non-negative integers, one per "

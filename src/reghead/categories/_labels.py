@@ -72,6 +72,16 @@ def factorize(name: str, values: Any) -> tuple[Codes, list[Label | None]]:
     return _factorize_objects(name, list(values))
 
 
+def gather(lookup: Codes, codes: Codes) -> Codes:
+    """``lookup[codes]`` in the memory of ``codes``, which are lost: memory that is not new is half of the time.
+
+    Args:
+        lookup: One number for each code, the last for the code -1. Shape ``(K,)``.
+        codes: Codes in ``[-1, K)``, as :func:`factorize` makes them. Shape ``(N,)``.
+    """
+    return lookup.take(codes, out=codes if codes.flags.writeable else None, mode="wrap")
+
+
 def _factorize_objects(name: str, values: list[Any]) -> tuple[Codes, list[Label | None]]:
     # A dict loop over the objects themselves: np.asarray would turn [1, "1"] into ["1", "1"].
     table: dict[Hashable, int] = {}

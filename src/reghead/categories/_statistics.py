@@ -9,7 +9,7 @@ from torch import Tensor
 
 from reghead._checks import check_prefix
 
-_BLOCK = 1 << 16
+_BLOCK = 1 << 15
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class GroupStatistics:
                 f"statistics of {self.mean.shape[1]} and of {other.mean.shape[1]} target columns do not merge"
             )
         other = other._to(self.keys.device)
-        keys, position = torch.unique(torch.cat([self.keys, other.keys]), return_inverse=True)
+        keys, position = distinct(torch.cat([self.keys, other.keys]))
         shape = (len(keys), self.mean.shape[1])
 
         def spread(rows: Tensor, at: Tensor) -> Tensor:
@@ -145,6 +145,23 @@ def _groups(keys: Tensor) -> tuple[Tensor, Tensor]:
         return torch.arange(low, high + 1, device=keys.device), keys - low
     distinct, group = torch.unique(keys, return_inverse=True)
     return distinct, group
+
+
+def distinct(keys: Tensor) -> tuple[Tensor, Tensor]:
+    """As ``torch.unique(keys, return_inverse=True)``, which sorts, by counting where the range of the keys allows.
+
+    The positions may be ``keys`` itself: don't write to them.
+
+    Args:
+        keys: Int64. Shape ``(N,)``.
+    """
+    if not keys.numel():
+        return keys, keys
+    groups, group = _groups(keys)
+    present = torch.bincount(group, minlength=len(groups)) > 0
+    if present.all():
+        return groups, group
+    return groups[present], (present.cumsum(0) - 1).index_select(0, group)
 
 
 def _two_sum(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reghead.categories._labels import Codes, Label, as_label, factorize
+from reghead.categories._labels import Codes, Label, as_label, factorize, gather
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Vocabulary:
     def encode(self, values: Any) -> Tensor:
         """The ids of a column of data, shape ``(N,)``; an unseen label and a missing value are 0."""
         codes, labels = factorize("labels", values)
-        return torch.from_numpy(self.ids_of([*labels, None])[codes])
+        return torch.from_numpy(gather(self.ids_of([*labels, None]), codes))
 
     def decode(self, ids: Tensor) -> list[Label | None]:
         """The labels of ``ids``, shape ``(N,)``; ``None`` for id 0.

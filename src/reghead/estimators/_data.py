@@ -21,8 +21,8 @@ class Rows(NamedTuple):
 
     def take(self, index: Tensor | slice) -> "Rows":
         """The rows of ``index``."""
-        weight = None if self.weight is None else self.weight[index]
-        return Rows(self.x[index], take_ids(self.categories, index), self.target[index], weight)
+        weight = None if self.weight is None else _take(self.weight, index)
+        return Rows(_take(self.x, index), take_ids(self.categories, index), _take(self.target, index), weight)
 
 
 class Chunks(Protocol):
@@ -86,4 +86,9 @@ class Lazy:
 
 def take_ids(categories: Categories, index: Tensor | slice) -> dict[str, Tensor]:
     """The ids of the rows of ``index``."""
-    return {column: ids[index] for column, ids in categories.items()}
+    return {column: _take(ids, index) for column, ids in categories.items()}
+
+
+def _take(tensor: Tensor, index: Tensor | slice) -> Tensor:
+    # Indexing by a tensor takes five times as long as index_select.
+    return tensor[index] if isinstance(index, slice) else tensor.index_select(0, index)

@@ -240,16 +240,17 @@ def _epoch(
     step: nn.Module, batches: Iterable[Rows], optimizer: torch.optim.Optimizer, processes: Processes
 ) -> dict[str, Any]:
     """Train on every row once, and return the means over the rows of what is to be remembered."""
-    sums: dict[str, Tensor] = {}
+    sums: dict[str, Any] = {}
 
-    def add(name: str, value: Tensor) -> None:
+    def add(name: str, value: Tensor | float) -> None:
         sums[name] = sums[name] + value if name in sums else value
 
     for batch in batches:
         optimizer.zero_grad(set_to_none=True)
         objective, data_loss, balance, used = step(batch)
-        mass = data_loss.new_tensor(len(batch.x)) if batch.weight is None else batch.weight.sum()
+        mass: Tensor | float = len(batch.x) if batch.weight is None else batch.weight.sum()
         if processes.size > 1:
+            mass = torch.as_tensor(mass, dtype=data_loss.dtype, device=data_loss.device)
             # Gradients are averaged over processes, and this one counts by its share of the batch.
             objective = objective * (processes.size * mass / processes.sum(mass.clone()))
         objective.backward()
@@ -260,7 +261,7 @@ def _epoch(
             add("load_balancing_loss", balance.detach() * mass)
             add("expert_utilization", used)
     for value in sums.values():
-        processes.sum(value)
+        processes.sum(value)  # in place
     return {name: (value / sums["mass"]).tolist() for name, value in sums.items() if name != "mass"}
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from reghead._checks import reads_values
 
-_BLOCK = 1 << 16
+_BLOCK = 1 << 15
 
 
 def by_blocks(

@@ -137,9 +137,12 @@ class CellStatistics(SelfDescribingStatistics):
         self.dense_location = self.dense_scale = self.dense_sampled = None
         if self.cardinalities and self.is_fitted and self._layout.size * self.location.shape[1] <= _DENSE_LIMIT:
             keys = torch.arange(self._layout.size, device=self.cell_keys.device)
-            ids = self._layout.ids(keys)
-            self.dense_location, self.dense_scale = self._resolve(keys, ids)
-            self.dense_sampled = self._is_sampled(keys, ids)
+            ids, rows = self._layout.ids(keys), torch.zeros_like(keys)
+            rows[self.cell_keys] = torch.arange(len(self.cell_keys), device=keys.device)  # as _rows, without a search
+            self.dense_location, self.dense_scale = self._resolve(rows, ids)
+            self.dense_sampled = self._is_sampled(rows, ids)
+            # Nothing to warn of, and no row to look at, where every cell has training rows.
+            self._warned = reads_values(keys) and bool(self.dense_sampled.all())
 
     def _ids(self, categories: Categories | None, lead: torch.Size, name: str) -> list[Tensor]:
         """The ids of each column with as many dimensions as ``lead``, the leading ones of the argument ``name``."""
@@ -161,7 +164,7 @@ class CellStatistics(SelfDescribingStatistics):
             return self.location[0], self.scale[0]
         keys = self._layout.keys(ids)
         if self.dense_location is None or self.dense_scale is None:
-            return self._resolve(keys, ids)
+            return self._resolve(self._rows(keys), ids)
         return _take(self.dense_location, keys), _take(self.dense_scale, keys)
 
     def _rows(self, keys: Tensor) -> Tensor:
@@ -170,9 +173,8 @@ class CellStatistics(SelfDescribingStatistics):
         found = _take(self.cell_keys.unsqueeze(1), rows).squeeze(-1)
         return torch.where(found == keys, rows, 0)
 
-    def _resolve(self, keys: Tensor, ids: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Location and scale by search, with the fallback where a cell was never sampled."""
-        rows = self._rows(keys)
+    def _resolve(self, rows: Tensor, ids: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Location and scale of rows of the statistics, with the fallback where a cell was never sampled."""
         location, scale = _take(self.location, rows), _take(self.scale, rows)
         if self.fallback == "additive":
             known, fitted = torch.zeros_like(location, dtype=torch.bool), self.effects[0]
@@ -184,9 +186,9 @@ class CellStatistics(SelfDescribingStatistics):
             scale = torch.where(known, self.effect_scale, scale)
         return location, scale
 
-    def _is_sampled(self, keys: Tensor, ids: Sequence[Tensor]) -> Tensor:
+    def _is_sampled(self, rows: Tensor, ids: Sequence[Tensor]) -> Tensor:
         """False for a cell without training rows; a row in no cell was warned about by whoever set its id to 0."""
-        return (self._rows(keys) > 0) | (self._layout.cell_keys(ids) == 0)
+        return (rows > 0) | (self._layout.cell_keys(ids) == 0)
 
     def _warn_never_sampled(self, ids: Sequence[Tensor], stacklevel: int) -> None:
         if self._warned or not ids or not reads_values(ids[0]):
@@ -194,7 +196,7 @@ class CellStatistics(SelfDescribingStatistics):
         keys = self._layout.keys(ids)
         flat = keys.reshape(-1)
         if self.dense_sampled is None:
-            sampled = self._is_sampled(keys, ids).reshape(-1)
+            sampled = self._is_sampled(self._rows(keys), ids).reshape(-1)
         else:
             sampled = self.dense_sampled.index_select(0, flat)
         if sampled.all():
@@ -237,6 +239,17 @@ class CellStatistics(SelfDescribingStatistics):
                     f"the state_dict's {name} must have shape {tuple(expected[name])} to go with cell_mean, "
                     f"got {tuple(tensor.shape)}"
                 )
+        keys, scale = state["cell_keys"], state["scale"]
+        if keys.is_meta or not len(keys):
+            return
+        # They are searched in, and say where to look in tables.
+        if keys[0] != 0 or keys[-1] >= self._layout.size or not (keys.diff() > 0).all():
+            raise ValueError(
+                f"the state_dict's cell_keys must be 0 and increasing numbers below {self._layout.size}, the number of "
+                "cells; it was changed, or describes other cardinalities"
+            )
+        if (scale <= 0).any():
+            raise ValueError(f"the state_dict's scale must be positive, got {scale.min().item():g}")
 
 
 def _take(table: Tensor, rows: Tensor) -> Tensor:
