@@ -5,6 +5,7 @@ safetensors both accept, so nothing is ever unpickled, and a ``state_dict`` alon
 """
 
 import json
+import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +14,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from reghead._optional import import_optional
 
@@ -30,7 +32,7 @@ def decode_json(tensor: object) -> Any:
     if not isinstance(tensor, Tensor) or tensor.dtype != torch.uint8 or tensor.ndim != 1:
         raise ValueError(f"extra state must be JSON in a one-dimensional uint8 tensor, got {describe_kind(tensor)}")
     try:
-        return json.loads(bytes(tensor.tolist()))
+        return json.loads(tensor.detach().cpu().numpy().tobytes())
     except (ValueError, RecursionError) as error:
         raise ValueError(f"extra state must be JSON in a uint8 tensor, but the bytes do not parse: {error}") from error
 
@@ -59,14 +61,14 @@ class SelfDescribing(nn.Module, ABC):
 
     def get_extra_state(self) -> Tensor:
         """The description of this module as JSON in a uint8 tensor."""
-        return encode_json({"format": FORMAT, "type": type(self).__name__, **self._describe()})
+        return encode_json({"format": FORMAT, "type": self._kind(), **self._describe()})
 
     def set_extra_state(self, state: object) -> None:
         """Refuse a ``state_dict`` that describes another module than this one."""
         theirs, ours = self._read_description(state), self._describe()
         different = sorted(key for key in {*theirs, *ours} if theirs.get(key) != json.loads(json.dumps(ours.get(key))))
         if different:
-            name = type(self).__name__
+            name = self._kind()
             raise ValueError(
                 f"the state_dict was written by another {name}: {_differences(theirs, ours, different)}; "
                 f"use {name}.from_state_dict(state_dict) to build the one it describes"
@@ -82,9 +84,14 @@ class SelfDescribing(nn.Module, ABC):
         written, kind = description.pop("format", None), description.pop("type", None)
         if written != FORMAT:
             raise ValueError(f"the state_dict has format {written!r}, this version of reghead reads format {FORMAT}")
-        if kind != cls.__name__:
-            raise ValueError(f"the state_dict describes a {kind}, not a {cls.__name__}")
+        if kind != cls._kind():
+            raise ValueError(f"the state_dict describes a {kind}, not a {cls._kind()}")
         return description
+
+    @classmethod
+    def _kind(cls) -> str:
+        """Name of the class, and not of the one that FSDP2 or a parametrization makes of it, which has no module."""
+        return next(kind.__name__ for kind in cls.__mro__ if kind.__module__.partition(".")[0] not in ("abc", "torch"))
 
     @classmethod
     def from_state_dict(cls, state_dict: Mapping[str, Any], prefix: str = "") -> Self:
@@ -103,8 +110,19 @@ class SelfDescribing(nn.Module, ABC):
                 f"state_dict has no key {prefix + EXTRA_STATE!r}, so nothing in it describes a {cls.__name__}; "
                 f"pass prefix= if the module is part of a model"
             )
-        module = cls._from_description(cls._read_description(own[EXTRA_STATE]))
-        module.load_state_dict(own)
+        description = cls._read_description(own[EXTRA_STATE])
+        with _NoLarger(sum(value.numel() for value in own.values() if isinstance(value, Tensor)), cls._kind()):
+            module = cls._from_description(description)
+        for name, mine in module.state_dict().items():
+            theirs = own.get(name)
+            if isinstance(theirs, Tensor) and isinstance(mine, Tensor) and _sort_of(theirs) != _sort_of(mine):
+                raise ValueError(f"the state_dict's {prefix}{name} must be of {mine.dtype}, got {theirs.dtype}")
+        try:
+            module.load_state_dict(own)
+        except RuntimeError as error:
+            raise ValueError(
+                f"the state_dict does not fit the {cls._kind()} that it describes: {' '.join(str(error).split())}"
+            ) from error
         return module
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -169,6 +187,40 @@ class SelfDescribingStatistics(SelfDescribing):
         """Give buffers the sizes of what is to be loaded into them."""
         for name, tensor in state.items():
             setattr(self, name, getattr(self, name).new_empty(tensor.shape))
+
+
+class _NoLarger(TorchFunctionMode):
+    """Refuses to make tensors that are much larger than those of the ``state_dict`` that asks for them.
+
+    A description of a few bytes could ask for more than there is memory for.
+    """
+
+    def __init__(self, held: int, kind: str) -> None:
+        super().__init__()
+        self._held, self._kind, self._made = held, kind, 0
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in _FACTORIES:
+            size = kwargs.get("size", args)
+            self._made += math.prod(size[0] if len(size) and isinstance(size[0], Sequence) else size)
+            if self._made > 2 * self._held + _SLACK:
+                raise ValueError(
+                    f"the state_dict describes a {self._kind} of at least {self._made} numbers, and holds {self._held}"
+                )
+        return func(*args, **kwargs)
+
+
+_FACTORIES = (torch.empty, torch.zeros, torch.ones, torch.full)
+_SLACK = 1 << 24  # numbers that are made for other reasons, such as to look rows up
+
+
+def _sort_of(tensor: Tensor) -> str:
+    """What a cast would change more than the digits of."""
+    kinds = {tensor.is_floating_point(): "float", tensor.is_complex(): "complex", tensor.dtype == torch.bool: "bool"}
+    return kinds.get(True, "integer")
 
 
 def refuse_a_part(present: Mapping[str, Tensor], prefix: str, names: Sequence[str]) -> None:

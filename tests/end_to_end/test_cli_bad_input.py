@@ -369,14 +369,10 @@ def test_a_folder_that_is_none(tmp_path: Path, table: Path, capsys: Capture) -> 
 def test_a_record_that_may_not_be_read(
     tmp_path: Path, model: Path, table: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read_text = Path.read_text
+    def denied(path: Path) -> str:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
-    def denied(self: Path, *args: Any, **kwargs: Any) -> str:
-        if self.name == "run.json":
-            raise PermissionError(errno.EACCES, "Permission denied", str(self))
-        return read_text(self, *args, **kwargs)
-
-    monkeypatch.setattr(Path, "read_text", denied)
+    monkeypatch.setattr("reghead.cli._saved.read_small", denied)
     assert "run.json: Permission denied" in refused(capsys, tmp_path, ["predict", model, table])
 
 

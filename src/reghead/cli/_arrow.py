@@ -1,9 +1,11 @@
 """Reading with Arrow: a text file into a typed table, and what went wrong in one line."""
 
 import codecs
+import math
 import mmap
 import re
 import zipfile
+import zlib
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
@@ -15,6 +17,7 @@ import numpy as np
 
 from reghead._optional import import_optional
 from reghead.cli._errors import InputError
+from reghead.cli._limits import Counted
 
 # pandas and pyarrow ship without types.
 DataFrame: TypeAlias = Any  # pandas.DataFrame
@@ -41,8 +44,11 @@ def reading(path: Path, kind: str) -> Iterator[None]:
         yield
     except PermissionError as error:
         raise InputError(f"{path} cannot be read: permission denied") from error
-    # Arrow's own errors are ValueErrors, apart from some (NotImplementedError, KeyError) for files it cannot read.
-    except (OSError, EOFError, ValueError, NotImplementedError, zipfile.BadZipFile) as error:
+    except MemoryError as error:
+        raise InputError(f"{path} cannot be read as {kind}: it holds more than there is memory for") from error
+    # Arrow's own errors are ValueErrors, apart from some (NotImplementedError, KeyError) for files it cannot read; an
+    # archive may be encrypted (RuntimeError), and what is in it broken.
+    except (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"{path} cannot be read as {kind}: {_shorten(str(error))}") from error
 
 
@@ -64,9 +70,11 @@ def read_text(path: Path, delimiter: str, text_columns: Collection[str]) -> Arro
         if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
             raise _encoding(path)
 
+    packed = path.suffix.lower() == ".gz"
+
     def read(threads: bool) -> Any:
         return csv.read_csv(
-            path,
+            pa.PythonFile(Counted(path, pa.input_stream(path, compression="gzip")), "r") if packed else path,
             read_options=csv.ReadOptions(use_threads=threads),
             parse_options=csv.ParseOptions(delimiter=delimiter, newlines_in_values=_may_quote(path)),
             convert_options=csv.ConvertOptions(
@@ -74,7 +82,7 @@ def read_text(path: Path, delimiter: str, text_columns: Collection[str]) -> Arro
             ),
         )
 
-    kind = "gzip" if path.suffix.lower() == ".gz" else "CSV" if delimiter == "," else "TSV"
+    kind = "gzip" if packed else "CSV" if delimiter == "," else "TSV"
     with reading(path, kind):
         try:
             arrow = read(threads=True)
@@ -148,9 +156,9 @@ def as_text(value: object) -> str:
     """A label or an id as text, a whole number without a decimal point: 1, 1.0 and "1.0" are "1"; "01" stays."""
     if isinstance(value, bytes):
         return value.decode(errors="replace")
-    if isinstance(value, float | np.floating | Decimal) and value == value // 1:
+    if isinstance(value, float | np.floating | Decimal) and math.isfinite(value) and value == int(value):
         return str(int(value))
-    text = f"{value.normalize():f}" if isinstance(value, Decimal) else str(value)
+    text = f"{value:f}".rstrip("0").rstrip(".") if isinstance(value, Decimal) else str(value)
     return text[:-2] if _WHOLE.fullmatch(text) else text
 
 

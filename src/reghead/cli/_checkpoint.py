@@ -1,19 +1,21 @@
 """The state of a training in a file, written again every few seconds."""
 
 import contextlib
+import hashlib
 import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from reghead._optional import import_optional
 from reghead._persistence import decode_json, encode_json
 from reghead.cli._errors import InputError
 
-_IDENTITY = "identity"
+_IDENTITY, _DIGEST = "identity", "sha256"
 
 
 class FileCheckpoint:
@@ -40,8 +42,12 @@ class FileCheckpoint:
         if not self.path.exists():
             return None
         try:
-            state = dict(import_optional("safetensors.torch", extra="cli").load_file(self.path))
+            state = dict(import_optional("safetensors.torch", extra="cli").load(self.path.read_bytes()))
+            if decode_json(state.pop(_DIGEST)) != _digest(state):
+                raise ValueError("its SHA-256 is not the one that was written")
             theirs = decode_json(state.pop(_IDENTITY))
+            if not isinstance(theirs, dict):
+                raise ValueError("it does not say of which training")
         except Exception as error:
             raise InputError(f"the checkpoint {self.path} is damaged ({error}); --overwrite starts anew") from error
         for name, value in self.identity.items():
@@ -63,9 +69,9 @@ class FileCheckpoint:
     def flush(self) -> bool:
         """Write the last state; whether there is one in the file."""
         if self._latest is not None:
-            content = import_optional("safetensors.torch", extra="cli").save(
-                {**self._latest, _IDENTITY: encode_json(self.identity)}
-            )
+            state = {**self._latest, _IDENTITY: encode_json(self.identity)}
+            state[_DIGEST] = encode_json(_digest(state))
+            content = import_optional("safetensors.torch", extra="cli").save(state)
             partial = self.path.with_name(self.path.name + ".partial")
             try:
                 partial.write_bytes(content)
@@ -77,6 +83,15 @@ class FileCheckpoint:
                     partial.unlink()
             self._latest, self._written_at = None, time.monotonic()
         return self.path.exists()
+
+
+def _digest(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 of names, types, shapes and numbers: a bit that the disk has lost would train on unnoticed."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _shown(value: object) -> str:

@@ -5,14 +5,13 @@ import importlib.metadata
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
 from reghead._checks import did_you_mean
 from reghead.cli._errors import InputError
 from reghead.cli._flags import EVALUATE_FLAGS, MODEL_FLAGS, PATH, PREDICT_FLAGS, TRAIN_FLAGS
 from reghead.config import Flag, add_arguments
-from reghead.config._base import parse_json
+from reghead.config._base import parse_json, read_small
 
 ALL_TRAIN_FLAGS = (*TRAIN_FLAGS, *MODEL_FLAGS)
 _FLAGS: dict[str, Sequence[Flag]] = {"train": ALL_TRAIN_FLAGS, "predict": PREDICT_FLAGS, "evaluate": EVALUATE_FLAGS}
@@ -101,13 +100,13 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
 
 def _read_config(path: str, flags: Mapping[str, Flag]) -> dict[str, Any]:
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_small(path)
+    except (OSError, ValueError) as error:
         raise InputError(f"--config cannot read {path!r}: {error}") from error
     if path.endswith(".toml"):
         try:
             data: Any = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
+        except (ValueError, RecursionError) as error:  # also of numbers and of nesting without end
             raise InputError(f"--config {path} is not valid TOML: {error}") from error
     elif path.endswith(".json"):
         data = parse_json(text, f"--config {path}")

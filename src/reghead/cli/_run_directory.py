@@ -1,6 +1,7 @@
 """The output folder of a training or an evaluation: its results appear all at once, or not at all."""
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ from typing import Literal, Self, TypeAlias
 
 from reghead.cli._errors import InputError
 from reghead.cli._lock import FolderLock
+from reghead.config._base import read_small
 
 RESULT = "run.json"
 MARK = "unfinished.txt"
@@ -65,6 +67,7 @@ class RunDirectory:
         self.lock = FolderLock(parent / f"{name}.lock", self.shown)
         self._aside = parent / f".{name}.reghead-replaced"
         self._discarded = parent / f".{name}.reghead-discarded"
+        self._new = parent / f".{name}.reghead-new"
         if self._aside.exists():
             with self.lock:
                 self._finish_commit()
@@ -79,13 +82,25 @@ class RunDirectory:
             self._check_contents()  # again: only now no other process can change it
             if not self.resume and self.path.exists():
                 self._delete(self.path)
-            self.path.mkdir(exist_ok=True)
-            (self.path / MARK).write_text(_MARK_TEXTS[self.kind], encoding="utf-8")
+            if not _has_entries(self.path):
+                self._make_marked()
+            elif not (self.path / MARK).exists():
+                (self.path / MARK).write_text(_MARK_TEXTS[self.kind], encoding="utf-8")
         except BaseException:
+            shutil.rmtree(self._new, ignore_errors=True)
             self.lock.release()
             raise
         self._is_open = True
         return self
+
+    def _make_marked(self) -> None:
+        """Make ``path`` with its mark inside, at once: without one, nobody would know whose folder it is."""
+        shutil.rmtree(self._new, ignore_errors=True)
+        self._new.mkdir()
+        (self._new / MARK).write_text(_MARK_TEXTS[self.kind], encoding="utf-8")
+        if self.path.exists():
+            self.path.rmdir()
+        self._new.rename(self.path)
 
     def commit(self) -> Path:
         """Move the results to ``output_dir``, and return it.
@@ -238,8 +253,17 @@ class RunDirectory:
 
     def _delete(self, folder: Path) -> None:
         """Delete ``folder``; what cannot be deleted now is, at the next time, with nobody waiting for it."""
+        if folder.is_symlink():  # what it leads to is not ours
+            folder.unlink()
+            return
         shutil.rmtree(self._discarded, ignore_errors=True)
-        folder.rename(self._discarded)
+        try:
+            folder.rename(self._discarded)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            shutil.rmtree(folder, ignore_errors=True)  # no room for another name, but to delete there is no need of any
+            return
         shutil.rmtree(self._discarded, ignore_errors=True)
 
 
@@ -253,7 +277,7 @@ def _has_entries(folder: Path) -> bool:
 def _kind_of(folder: Path) -> Content | None:
     """What ``folder`` holds or, by its mark, was to hold; None where reghead did not write it."""
     try:
-        record = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+        record = json.loads(read_small(folder / RESULT))
         said = record.get("kind") if isinstance(record, dict) else None
     except (OSError, ValueError, RecursionError):
         said = None

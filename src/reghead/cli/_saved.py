@@ -13,6 +13,7 @@ from reghead.cli._errors import InputError
 from reghead.cli._files import sha256_of
 from reghead.cli._run_directory import MARK, RESULT
 from reghead.cli._schema import Schema
+from reghead.config._base import read_small
 from reghead.estimators._model import TableModel
 
 FORMAT = 1
@@ -89,7 +90,7 @@ def _read_record(folder: Path) -> dict[str, Any]:
         raise InputError(f"{folder} is not a folder that reghead train wrote: it has no {RESULT}")
     record: Any = None
     with contextlib.suppress(ValueError, RecursionError):
-        record = json.loads(file.read_text(encoding="utf-8"))
+        record = json.loads(read_small(file))
     if not isinstance(record, dict) or "format" not in record:
         raise InputError(f"{file} is damaged: it is not the JSON that reghead wrote")
     if record["format"] != FORMAT:

@@ -157,7 +157,7 @@ def check_training(table: Table, schema: Schema) -> None:
     if table.rows < 2:
         raise InputError(f"{table.paths[0]} has {table.rows} row, and training needs at least two")
     for column in schema.categories:
-        _check_category(table.column(column), column)
+        _check_category(_labels(table.column(column), column), column)
     if schema.impute:
         for column in schema.features:
             if table.column(column).isna().all():
@@ -190,7 +190,13 @@ def _check_ids(ids: Series, column: str) -> None:
     missing = ids.isna().to_numpy()
     if missing.any():
         raise InputError(f"--id-column {column!r} has no value in row {_first(missing, 0)}; each row needs an id")
-    duplicated = ids.duplicated().to_numpy()
+    try:
+        duplicated = ids.duplicated().to_numpy()
+    except TypeError as error:  # lists, or objects with fields
+        held = type(ids.iloc[0]).__name__
+        raise InputError(
+            f"--id-column {column!r} must hold text, numbers or dates, got values of type {held}"
+        ) from error
     if duplicated.any():
         example, count = _plain(ids.iloc[int(duplicated.argmax())]), int(duplicated.sum())
         raise InputError(

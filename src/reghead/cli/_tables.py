@@ -3,6 +3,7 @@
 import operator
 import os
 import re
+import zipfile
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeAlias
@@ -24,11 +25,13 @@ from reghead.cli._arrow import (
     types_of,
 )
 from reghead.cli._errors import InputError
+from reghead.cli._limits import check_unpacked
 
 _PathLike: TypeAlias = str | os.PathLike[str]
 
 DELIMITERS = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
 PARQUET = (".parquet", ".pq")
+_NUMBER = 8  # bytes of a number, or of a reference to a label
 _PARQUET_INDEX = re.compile(r"__index_level_\d+__")  # the name of a pandas index that has none
 
 
@@ -220,6 +223,9 @@ def _open_parquet(path: Path, rows_in_memory: int, labels: Collection[str]) -> T
         schema = pa.schema([f for f in file.schema_arrow if f.name and not _PARQUET_INDEX.fullmatch(f.name)])
         groups = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
     chunks = _plan(groups, rows_in_memory)
+    # A column of all rows, or all columns of a chunk, is what is in memory at once.
+    largest = max((stop - start for _, _, start, stop in chunks), default=0)
+    check_unpacked(path, _NUMBER * max(sum(groups), largest * len(schema)))
 
     def read(index: int | None, names: list[str]) -> DataFrame:
         with reading(path, "Parquet"), parquet.ParquetFile(path) as file:
@@ -286,8 +292,13 @@ def _join(path: Path, metadata: Table, id_column: str) -> Table:
 
 def _load_npz(path: Path) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
     """Embeddings of shape (N, F) and their N ids."""
-    with reading(path, ".npz"), path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-        arrays = {name: file[name] for name in file.files}
+    with reading(path, ".npz"), path.open("rb") as opened:
+        with zipfile.ZipFile(opened) as archive:
+            check_unpacked(path, sum(each.file_size for each in archive.infolist()))
+        opened.seek(0)
+        with np.load(opened, allow_pickle=False) as file:
+            read = {name: file[name] for name in file.files}
+    arrays = {name: array for name, array in read.items() if isinstance(array, np.ndarray)}  # or bytes of another file
     flat = [name for name, array in arrays.items() if array.ndim == 1]
     square = [name for name, array in arrays.items() if array.ndim == 2]
     ids, embeddings = (flat[0], square[0]) if len(flat) == len(square) == 1 else ("ids", "embeddings")

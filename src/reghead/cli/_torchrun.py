@@ -40,6 +40,12 @@ def joined(device: torch.device) -> Iterator[tuple[Processes, torch.device]]:
             dist.destroy_process_group()
 
 
+def is_lost_connection(error: BaseException) -> bool:
+    """Whether ``error`` is that of a process whose counterpart has gone: those of gloo and NCCL have no class."""
+    signs = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
+
+
 def _is_first_to_fail(store: Any) -> bool:
     try:
         return bool(store.add("reghead failed", 1) == 1)

@@ -37,7 +37,7 @@ from reghead.cli._saved import FORMAT, MODEL, usable_device
 from reghead.cli._schema import Schema, check_training, choose_schema, numbers_of
 from reghead.cli._scoring import groupings, report_of, score_rows, write_report
 from reghead.cli._tables import Table, open_table
-from reghead.cli._torchrun import joined
+from reghead.cli._torchrun import is_lost_connection, joined
 from reghead.config import config_from_args
 from reghead.estimators._fit import fit_model
 from reghead.estimators._model import TableModel
@@ -240,6 +240,11 @@ def _kept(folder: RunDirectory | None, checkpoint: FileCheckpoint) -> Iterator[N
         if isinstance(error, KeyboardInterrupt):
             without = "interrupted before the first epoch was done; nothing was written"
             raise KeyboardInterrupt(f"interrupted; {how}" if kept else without) from None
+        if is_lost_connection(error):
+            raise InputError(
+                "another process of this training has ended, and this one cannot go on without it; "
+                f"{how if kept else 'nothing was written'}"
+            ) from error
         system = error if isinstance(error, OSError) else error.__cause__
         if isinstance(system, OSError):
             # Not always with a file: the bytes of a file in memory are written without its name.
@@ -267,7 +272,7 @@ def _write(
     report, shown = report_of(model, found, by), list(parts)[-1]
     path = folder.path
     for left in {*path.iterdir()} - {path / MARK, checkpoint.path}:  # by one that was interrupted here
-        shutil.rmtree(left) if left.is_dir() else left.unlink()
+        shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
     model.save(path / MODEL)
     write_table(path / "history.csv", _history_rows(history))
     problems = write_report(

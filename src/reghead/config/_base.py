@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn, Self, TypeVar
@@ -9,6 +10,7 @@ from typing import Any, NoReturn, Self, TypeVar
 from reghead._checks import did_you_mean
 
 C = TypeVar("C", bound="Config")
+_LARGEST = 16 << 20  # bytes
 
 
 class OptionError(ValueError):
@@ -79,6 +81,20 @@ class Config:
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
+
+
+def read_small(path: str | os.PathLike[str]) -> str:
+    """The text of a file of options or results, which is never large, where a mistaken one may be without end.
+
+    Raises:
+        OSError: If it cannot be read.
+        ValueError: If it has more than 16 MiB, or is not UTF-8.
+    """
+    with open(path, "rb") as file:
+        content = file.read(_LARGEST + 1)
+    if len(content) > _LARGEST:
+        raise ValueError(f"it has more than {_LARGEST >> 20} MiB, which no file of this kind has")
+    return content.decode("utf-8")
 
 
 def parse_json(text: str, what: str) -> Any:

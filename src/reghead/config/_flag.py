@@ -3,11 +3,10 @@
 import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from reghead._checks import check_choice, check_columns, check_hidden_dims, check_int, check_number, check_quantiles
-from reghead.config._base import check_bool, parse_json
+from reghead.config._base import check_bool, parse_json, read_small
 from reghead.config._loss import check_entry
 
 Numeric: TypeAlias = type[int] | type[float]
@@ -142,8 +141,8 @@ def _read(name: str, path: str) -> str:
             f"{name} must be inline JSON that starts with {{, or the path of a JSON file; {which}: {path!r}"
         )
     try:
-        return Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        return read_small(path)
+    except (OSError, ValueError) as error:
         raise ValueError(f"{name} cannot read {path!r}: {error}") from error
 
 

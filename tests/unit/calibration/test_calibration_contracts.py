@@ -113,6 +113,7 @@ def test_conformalize_keeps_no_graph_and_forward_lets_the_gradient_of_the_predic
 
 @every
 def test_copies_and_state(kind: str, tmp_path: Path) -> None:
+    pytest.importorskip("safetensors")
     module = conformalized(kind)
     args = inputs(kind, 6)
     expected = module(*args)

@@ -126,6 +126,7 @@ def test_missing_and_unexpected_parameters_are_strict_errors() -> None:
 
 
 def test_observed_counts_are_kept(tmp_path: Path) -> None:
+    pytest.importorskip("safetensors")
     head = RegressionHead(3, 2, cardinalities=SIZES, wide=["location"])
     head.observe({"location": torch.tensor([1, 1, 3])})
     head.save(tmp_path / "head.safetensors")

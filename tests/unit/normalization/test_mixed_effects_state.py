@@ -40,6 +40,7 @@ def answers(model: MixedEffects, n: int = 9) -> list[Tensor]:
 
 
 def test_state_dict_and_files_answer_bit_by_bit_as_the_module_did(tmp_path: Path) -> None:
+    pytest.importorskip("safetensors")
     model = fitted(transform="identity")
     torch.save(model.state_dict(), tmp_path / "state.pt")
     model.save(tmp_path / "model.safetensors")

@@ -74,6 +74,7 @@ def test_an_unfitted_module_loads_as_unfitted(fitted: CategoryNormalizer) -> Non
 
 
 def test_it_saves_to_one_file_with_readable_options(fitted: CategoryNormalizer, tmp_path: Path) -> None:
+    pytest.importorskip("safetensors")
     fitted.save(tmp_path / "normalizer.safetensors")
     assert_same_answers(CategoryNormalizer.load(tmp_path / "normalizer.safetensors"), fitted)
     description = json.loads((tmp_path / "normalizer.safetensors.json").read_text())
