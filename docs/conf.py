@@ -56,8 +56,9 @@ llms_summary = (
     "sites, seasons, instruments, batches, people."
 )
 llms_text = """
-Install from a checkout: `pip install .`; extras: `sklearn` (HeadRegressor), `plots`, `safetensors`, `cli` (all three).
-Python 3.11 or later, PyTorch 2.6 or later. Import a name from the package it stands under below.
+Install from a checkout: `pip install .`; extras: `sklearn` (HeadRegressor), `plots`, `safetensors`, `cli` (the
+command, and these three), `aam`, `all`.
+Python 3.11 or later, PyTorch 2.11 or later. Import a name from the package it stands under below.
 
 Conventions: `categories` maps each categorical column to a tensor of ids, and id 0 is unknown or missing, everywhere.
 Predictions have shape `(*, D)` for D targets, quantiles `(*, D, Q)`. Normalize the target, train on z, go back with

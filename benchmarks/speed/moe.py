@@ -22,9 +22,10 @@ _FEW_ROWS = (
     " calls that the wide MLP does not make, nor, but for the products, the bare formulations."
 )
 _EVERY_WEIGHT = (
-    "256 logits a row for softmax, choice and their gradients, and the gradients of 256 experts' weights, are half the"
-    " time."
+    "A logit of each expert for each row, with its softmax, choice and gradient, and the gradients of all experts'"
+    " weights are what one MLP does not have."
 )
+_UNEVEN = "One product over all experts is as long as the busiest of them; a loop over experts makes as many calls."
 _MIXING = (
     "To mix 256 sets of parameters for 32 categories takes twice the arithmetic of the network itself on 4,096 rows."
 )
@@ -130,29 +131,37 @@ def _soft(experts: int, rows: int) -> Comparison:
     )
 
 
-def _sparse_steps(experts: int, gates: Mapping[str, str]) -> dict[str, Callable[[], object]]:
-    """A step of each gate, by name, with a category for each expert, and an expert for each category."""
-    x, ids = _rows(4096, experts)
+def _sparse_steps(experts: int, gates: Mapping[str, str], even: bool = True) -> dict[str, Callable[[], object]]:
+    """A step of each gate, by name.
+
+    Evenly routed, each category has an expert of its own; otherwise 1,024 categories go where a random router sends
+    them, and the busiest expert has several times the rows of the others.
+    """
+    categories = experts if even else 1024
+    x, ids = _rows(4096, categories)
     steps = {}
     for name, gate in gates.items():
-        moe = MixtureOfExperts(128, 1, experts, (64, 32), cardinalities={"location": experts + 1}, gate=gate)
+        moe = MixtureOfExperts(128, 1, experts, (64, 32), cardinalities={"location": categories + 1}, gate=gate)
         with torch.no_grad():
-            moe.router_context.copy_(F.normalize(moe.embedding.weight_location, dim=-1))
+            if even:
+                moe.router_context.copy_(F.normalize(moe.embedding.weight_location, dim=-1))
+            else:
+                moe.router_context.normal_(generator=torch.Generator().manual_seed(0))
         steps[name] = _step(moe, lambda moe=moe: moe(x, {"location": ids + 1}), x)
     return steps
 
 
-def _sparse(experts: int, times: float) -> Comparison:
+def _sparse(experts: int, times: float, even: bool) -> Comparison:
     x, _ = _rows(4096)
     shared = mlp(128, 64, 32, 1)
-    contenders = _sparse_steps(experts, {"reghead": "hard", "reghead, the two largest": "top_k"})
+    contenders = _sparse_steps(experts, {"reghead": "hard", "reghead, the two largest": "top_k"}, even)
     contenders[_SHARED] = _step(shared, lambda: shared(x), x)
     return Comparison(
-        f"hard, E={experts}, B=4,096, evenly routed",
+        f"hard, E={experts}, B=4,096, {'evenly' if even else 'unevenly'} routed",
         contenders,
         [Reach(times, (_SHARED,))],
         seconds=4.0,
-        why=_EVERY_WEIGHT if experts == 256 else "",
+        why=_EVERY_WEIGHT if even else _UNEVEN,
     )
 
 
@@ -188,8 +197,8 @@ def measure() -> Iterator[Comparison | Figure]:
     for experts in (4, 16, 64, 256):
         for rows in (32, 512, 4096, 8192):
             yield _soft(experts, rows)
-    for experts, times in ((16, 2.0), (64, 2.7), (256, 3.3)):
-        yield _sparse(experts, times)
+    for even, (experts, times) in itertools.product((True, False), ((16, 2.0), (64, 2.7), (256, 3.3))):
+        yield _sparse(experts, times, even)
     yield _growth()
     for experts in (4, 16, 64, 256):
         yield _parameters(experts)

@@ -9,6 +9,7 @@ import contextlib
 import fnmatch
 import io
 import os
+import sys
 import tempfile
 import traceback
 import warnings
@@ -30,7 +31,7 @@ def run_blocks(app: Sphinx, doctree: nodes.document) -> None:
         return
     source = app.env.doc2path(page)
     namespace: dict[str, Any] = {"__name__": "__main__", "__file__": str(source)}
-    home, threads = os.getcwd(), torch.get_num_threads()
+    home, path, threads = os.getcwd(), list(sys.path), torch.get_num_threads()
     # A page may write files; they go where nobody keeps them.
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -47,6 +48,7 @@ def run_blocks(app: Sphinx, doctree: nodes.document) -> None:
             logger.warning("a block of this page fails:\n%s", traceback.format_exc(), location=page)
         finally:
             os.chdir(home)
+            sys.path[:] = path
             torch.set_num_threads(threads)
             _close_figures()
 

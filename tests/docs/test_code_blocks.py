@@ -1,6 +1,7 @@
 """The Python blocks of the README and of the documentation run, in order, page by page."""
 
 import re
+import sys
 from pathlib import Path
 
 import matplotlib as mpl
@@ -23,6 +24,7 @@ def blocks(page: Path) -> list[str]:
 @pytest.mark.parametrize("page", [p for p in PAGES if blocks(p)], ids=lambda page: str(page.relative_to(ROOT)))
 def test_code_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
     namespace: dict[str, object] = {"__name__": "__main__", "__file__": str(page)}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as the site is built: the same numbers, and small networks are faster so

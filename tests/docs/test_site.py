@@ -101,7 +101,7 @@ def test_tutorials_show_what_they_printed_and_drew() -> None:
     tutorials = [
         page for page in (SITE / "tutorials").glob("*.html") if page.stem not in ("index", "several_processes")
     ]
-    assert len(tutorials) >= 5
+    assert len(tutorials) >= 7
     for page in [SITE / "index.html", *tutorials]:
         assert 'class="printed' in page.read_text(), page
         assert any("_images" in (image["src"] or "") for image in read(page).images), page
@@ -125,6 +125,8 @@ def test_llms_txt_has_every_public_name() -> None:
         for name in names:
             # What the top module re-exports stands in its package.
             assert any(line.startswith((f"- `{name}`", f"- `{name}(")) for line in lines), f"{package}.{name}"
+    for page in ("benchmarks", "tutorials/scikit_learn_and_command", "tutorials/sequence_model"):
+        assert f"({page}.html)" in text
     assert "pip install" in text
     assert ":class:" not in text
     assert "``" not in text

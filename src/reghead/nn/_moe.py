@@ -257,9 +257,10 @@ class MixtureOfExperts(nn.Module):
 
     def _logits(self, x: Tensor, context: Tensor | CategoryContext | None) -> Tensor:
         """The router's logits in float32 or wider, shape ``(*, E)``."""
-        # A device without autocast, such as meta, has none to turn off.
+        # A device without autocast, such as meta, has none to turn off; a compiler need not trace the question.
         device = x.device.type
-        narrows = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+        available = torch.compiler.is_compiling() or torch.amp.is_autocast_available(device)
+        narrows = available and torch.is_autocast_enabled(device)
         with torch.autocast(device, enabled=False) if narrows else nullcontext():
             wide = torch.promote_types(self.router_bias.dtype, torch.float32)
             bias = self.router_bias.to(wide)
