@@ -107,7 +107,10 @@ def reduce_columns(
         check_quantile_shape(preds, target, len(layout.quantiles))
     learned = log_variance is not None or reduction == "none" or not in_one_pass(preds, target, weight, mask)
     if not learned and layout.hubers is not None:
-        return _in_one_pass(preds, target, layout, *shares_of(preds, target, weight, mask, nan_policy), reduction)
+        share_and_counted = shares_of(preds, target, weight, mask, nan_policy)
+        reduced = _in_one_pass(preds, target, layout, *share_and_counted, reduction)
+        if reduced is not None:
+            return reduced
     counted = counted_cells(target, weight, mask, nan_policy)
     if weight is not None:
         weight = trailing(widen(weight), target.ndim)
@@ -146,8 +149,11 @@ def reduce_columns(
 
 def _in_one_pass(
     preds: Tensor, target: Tensor, layout: Layout, share: Tensor | None, counted: Tensor | None, reduction: Reduction
-) -> Tensor:
-    """All columns at once: what a cell of a column counts for in the mean goes into the penalties of the column."""
+) -> Tensor | None:
+    """All columns at once: what a cell of a column counts for in the mean goes into the penalties of the column.
+
+    ``None`` where that leaves the range of the penalties: with weights of 1e-30, say.
+    """
     dtype = wide_dtype(preds, target)
     knots, over, under, importance = layout.hubers  # type: ignore[misc]
     factor: Tensor | None = None
@@ -165,6 +171,8 @@ def _in_one_pass(
     columns = torch.as_tensor(np.stack([knots, under * importance, over / under])).to(preds.device, dtype)
     if factor is not None:
         columns[1] *= factor
+        if columns.device.type == "cpu" and not columns[1].isfinite().all():
+            return None
     product = TWO_SIDED if layout.symmetric else ONE_SIDED
     return weighted_sum(product, preds, target, columns, share, counted, 1.0)
 
