@@ -88,7 +88,8 @@ def check_quantiles(name: str, quantiles: object) -> tuple[float, ...]:
 def check_cardinalities(name: str, cardinalities: object) -> dict[str, int]:
     """Return ``{column: number of ids}``, where the number counts id 0, the unknown."""
     if not isinstance(cardinalities, Mapping):
-        raise TypeError(f"{name} must map each column to its number of ids, id 0 included, got {cardinalities!r}")
+        hint = "; use its cardinalities" if hasattr(cardinalities, "cardinalities") else ""
+        raise TypeError(f"{name} must map each column to its number of ids, id 0 included, got {cardinalities!r}{hint}")
     for column in cardinalities:
         if not isinstance(column, str) or not column:
             raise TypeError(f"{name} must have column names (non-empty strings) as keys, got {column!r}")

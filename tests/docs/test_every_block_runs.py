@@ -35,6 +35,7 @@ NOT_RUN = {
     r"CONTRIBUTING\.md: python3 -m venv \.venv$": "makes an environment",
     r"README\.md: .*nox -s quickstart$": "installs; what it runs is tests/examples/test_command_line.py",
     r"(migration_aam|sequence_model)\.md: reghead-aam ": "needs AAM and its tables; its flags are compared below",
+    r"CONTRIBUTING\.md: .*REGHEAD_(FUZZ|KILLS)=": "the long form of tests that run",
     r"CONTRIBUTING\.md: .*(\.\./aam|\.venv-aam)": "needs AAM, which is on no package index",
     r"docs/benchmarks\.md: python -m benchmarks( --quick)?$": "takes minutes to hours, and writes into the checkout",
 }

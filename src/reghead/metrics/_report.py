@@ -119,7 +119,10 @@ def category_report(
     if levels is None:
         check_same_shape(preds, target)
     else:
-        check_shape("preds", preds, (*target.shape, len(levels)), "(*target.shape, Q)")
+        hint = (
+            "calibrated intervals have two ends: give their two levels as quantiles" if preds.shape[-1:] == (2,) else ""
+        )
+        check_shape("preds", preds, (*target.shape, len(levels)), "(*target.shape, Q)", hint)
     counted = counted_cells(target, weight, mask, nan_policy)
     size = target.shape[-1] if target.ndim > 1 else 1
     prefix = target.shape[:-1] if target.ndim > 1 else target.shape

@@ -99,8 +99,8 @@ class CategoryEmbedding(CategoryPart):
 
     Example:
         >>> embedding = CategoryEmbedding({"location": 3}, embedding_dim=2)
-        >>> embedding({"location": torch.tensor([0])})
-        tensor([[0., 0.]], grad_fn=<CatBackward0>)
+        >>> embedding({"location": torch.tensor([0])}).detach()
+        tensor([[0., 0.]])
     """
 
     def __init__(

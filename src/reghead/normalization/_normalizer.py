@@ -236,7 +236,11 @@ class CategoryNormalizer(CellStatistics):
         columns = self.location.shape[1]
         if tensor.ndim < -output_dim or tensor.shape[output_dim] != columns:
             shape = "(*, D)" if output_dim == -1 else "(*, D, Q)"
-            hint = f"; use {name}.unsqueeze(-1)" if tensor.ndim == 1 and columns == 1 and output_dim == -1 else ""
+            hint = ""
+            if tensor.ndim == 1 and columns == 1 and output_dim == -1:
+                hint = f"; use {name}.unsqueeze(-1)"
+            elif tensor.ndim > 2 and tensor.shape[-2] == columns and name != "target":
+                hint = "; give output_dim=-2 with quantiles"
             raise ValueError(f"{name} must have shape {shape} with D = {columns}, got {tuple(tensor.shape)}{hint}")
         ids = self._ids(categories, tensor.shape[:output_dim], name)
         self._warn_never_sampled(ids, stacklevel)

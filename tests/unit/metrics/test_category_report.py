@@ -299,3 +299,9 @@ def test_refusals(change: dict[str, Any], error: type[Exception], message: str) 
     arguments = {"preds": torch.zeros(3), "target": torch.zeros(3), "categories": {"x": ["a", "a", "b"]}, **change}
     with pytest.raises(error, match=re.escape(message)):
         category_report(**arguments)
+
+
+def test_calibrated_ends_with_all_levels_are_told_of_their_own() -> None:
+    ends, target = torch.zeros(3, 1, 2), torch.zeros(3, 1)
+    with pytest.raises(ValueError, match="calibrated intervals have two ends: give their two levels as quantiles"):
+        category_report(ends, target, {"site": ["a", "b", "a"]}, quantiles=(0.1, 0.5, 0.9))

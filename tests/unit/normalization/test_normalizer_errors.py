@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from reghead.categories import CategoryEncoder
 from reghead.normalization import CategoryNormalizer
 
 F64 = torch.float64
@@ -129,3 +130,14 @@ def test_repr_says_what_it_is() -> None:
         normalizer.fit(torch.ones(3, 1), at(1, 2, 2))
     assert "{'location': 4}, shrinkage='none', fallback='global'" in repr(normalizer)
     assert "2 cells" in repr(normalizer)
+
+
+def test_quantiles_without_their_dimension_are_told_of_it() -> None:
+    normalizer = CategoryNormalizer().fit(torch.randn(10, 1))
+    with pytest.raises(ValueError, match=r"got \(4, 1, 3\); give output_dim=-2 with quantiles$"):
+        normalizer.inverse(torch.randn(4, 1, 3))
+
+
+def test_an_encoder_in_the_place_of_its_cardinalities_is_told_of_them() -> None:
+    with pytest.raises(TypeError, match=r"id 0 included, got CategoryEncoder\(.*\); use its cardinalities$"):
+        CategoryNormalizer(CategoryEncoder(["site"]).fit({"site": ["a", "b"]}))  # type: ignore[arg-type]
