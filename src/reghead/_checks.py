@@ -171,13 +171,15 @@ def check_prefix(name: str, tensor: Tensor, of: str, shape: Sequence[int]) -> No
 def reads_values(tensor: Tensor) -> bool:
     """Whether looking at the numbers in ``tensor`` is cheap and allowed: eager mode, on the CPU, real data.
 
-    Under ``torch.compile`` and ``torch.export`` a look breaks the graph, on an accelerator it waits for the
-    device, and under ``torch.vmap`` there is no single answer.
+    Under ``torch.compile`` and ``torch.export`` a look breaks the graph, a trace would take what it sees for all
+    batches, on an accelerator it waits for the device, and under ``torch.vmap`` there is no single answer.
     """
     return (
         not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
         and tensor.device.type == "cpu"
         and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+        and not torch._C._functorch.is_legacy_batchedtensor(tensor)  # of several gradients at once
     )
 
 

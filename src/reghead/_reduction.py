@@ -5,6 +5,9 @@ The mean is :math:`\sum w \ell / \sum w` over the cells that count, so integer w
 cell that does not count has exactly zero gradient. Nothing counted gives 0 with a zero gradient.
 """
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -15,6 +18,14 @@ from reghead._typing import NanPolicy, Reduction
 def widen(tensor: Tensor) -> Tensor:
     """``tensor`` in float32 or wider: a sum of 1e5 ones overflows in float16."""
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def without_autocast(device_type: str) -> AbstractContextManager[Any]:
+    """A context in which autocast narrows nothing."""
+    # A device without autocast, such as meta, has none to turn off; a compiler need not trace the question.
+    available = torch.compiler.is_compiling() or torch.amp.is_autocast_available(device_type)
+    narrows = available and torch.is_autocast_enabled(device_type)
+    return torch.autocast(device_type, enabled=False) if narrows else nullcontext()
 
 
 def trailing(tensor: Tensor, ndim: int) -> Tensor:

@@ -50,4 +50,4 @@ def _through_numpy(values: Tensor) -> bool:
 
 
 def _array(values: Tensor) -> Any:
-    return values.detach().numpy()
+    return values.detach().resolve_conj().resolve_neg().numpy()

@@ -56,8 +56,9 @@ def factorize(name: str, values: Any) -> tuple[Codes, list[Label | None]]:
             codes, uniques = values.factorize()
         except TypeError as error:
             raise _unhashable(name, error) from error
-        # The -1 of a missing row reads the last entry.
-        return np.asarray(codes, np.int64), [*(as_label(name, value) for value in uniques), None]
+        # The -1 of a missing row reads the last entry. A copy, as whoever is not pandas may keep the codes.
+        codes = np.array(codes, np.int64, copy=None if type(values).__module__.startswith("pandas.") else True)
+        return codes, [*(as_label(name, value) for value in uniques), None]
     if isinstance(values, np.ndarray):
         if values.ndim != 1:
             raise ValueError(f"{name} must be one-dimensional, got shape {values.shape}")

@@ -119,10 +119,14 @@ def expectile_loss(
 
 def by_side(symmetric: Product, over: float, under: float) -> Product:
     """A symmetric loss times ``over`` where the prediction is above the target, and times ``under`` elsewhere."""
+    one_scale = 2.0**-20 < over / under < 2.0**20  # otherwise their ratio, or what it is multiplied by, leaves float32
 
     def factors(error: Tensor, _: object) -> tuple[Tensor, Tensor]:
         slope, height = symmetric.factors(error, None)
-        # The error is negative where the prediction is above. In one pass, which torch.where takes many times over.
-        return F.leaky_relu(slope, over / under), height
+        # The error is negative where the prediction is above.
+        if one_scale:  # in one pass, which torch.where takes many times over
+            return F.leaky_relu(slope, over / under), height
+        return slope.clamp(min=0.0) * under + slope.clamp(max=0.0) * over, height
 
-    return Product(factors, gain=under * symmetric.gain, rate=under * symmetric.rate)
+    scale = under if one_scale else 1.0
+    return Product(factors, gain=scale * symmetric.gain, rate=scale * symmetric.rate)

@@ -127,12 +127,12 @@ class Layout:
     weights: list[float]
     quantiles: tuple[float, ...] | None
     hubers: NDArray[np.float64] | None
-    """Knot, penalties and weight of each column in its place, where all losses are forms of a Huber function."""
+    """Steepness, knot and penalties of each column in its place, where all losses are forms of a Huber function."""
 
     @property
     def symmetric(self) -> bool:
         """Whether each of those has equal penalties."""
-        return self.hubers is not None and bool((self.hubers[1] == self.hubers[2]).all())
+        return self.hubers is not None and bool((self.hubers[2] == self.hubers[3]).all())
 
 
 def _hubers(per_column: list[ColumnLoss]) -> NDArray[np.float64] | None:
@@ -141,7 +141,7 @@ def _hubers(per_column: list[ColumnLoss]) -> NDArray[np.float64] | None:
         form = huber_form(loss.kind, dict(loss.parameters))
         if form is None:
             return None
-        rows.append((*form, loss.weight))
+        rows.append(form)
     return np.array(rows).T.copy()
 
 

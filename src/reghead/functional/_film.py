@@ -109,7 +109,7 @@ class _FiLMById(torch.autograd.Function):
         to_x, *to_tables = ctx.needs_input_grad[:3]
         product, grads = None, [grad * x, grad] if any(to_tables) else []
         to_gamma, to_beta = sum_by_id(grads, ids, len(gamma)) if grads else (None, None)
-        if to_x and torch.is_grad_enabled():  # for a second derivative
+        if to_x and (torch.is_grad_enabled() or not reads_values(grad)):  # for a second derivative, or several at once
             product = lookup(gamma, ids) * grad
         elif to_x:
             product = grads[0] if grads else torch.empty_like(grad)  # its memory, which is not needed any more

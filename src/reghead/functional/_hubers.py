@@ -4,56 +4,73 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
 from reghead.functional._product import Product
 
-# The knot of an absolute value: a power of two, so that nothing is rounded, and no error of a float32 target is between
-# it and 0 unless its square is lost in float32 as well.
-_NARROW = 2.0**-100
-_LARGEST = 1e6  # penalty, so that it can be divided by this in float32
+_EVEN = 2.0**20
+"""Penalties on the two sides that differ by more than that are not written as one and a ratio."""
 
 
-def huber_form(kind: str, parameters: Mapping[str, Any]) -> tuple[float, float, float] | None:
-    r"""The knot and the penalties with which a loss is a Huber function, or ``None`` if it is none.
+def huber_form(kind: str, parameters: Mapping[str, Any]) -> tuple[float, float, float, float] | None:
+    r"""The steepness, the knot and the penalties with which a loss is of this form, or ``None`` if it is not.
 
-    .. math:: \ell(e) = c \, H_\delta(e), \qquad c = \text{over} \text{ where } e < 0, \text{ under elsewhere}
+    .. math:: \ell(e) = c \, \psi(e) \big(e - \tfrac{1}{2 k} \psi(e)\big), \qquad
+        \psi(e) = \min\{\max\{k e, -\delta\}, \delta\}, \qquad
+        c = \text{over} \text{ where } e < 0, \text{ under elsewhere}
 
-    A square is twice :math:`H_\infty`, and :math:`H_\delta / \delta` is the absolute value
-    beyond a small one.
+    With k = 1 that is the Huber function, and with an infinite knot half the square; with a steepness without end, and
+    a knot of 1, the absolute value.
 
     Example:
         >>> huber_form("asymmetric", {"over_penalty": 3.0, "under_penalty": 2.0, "base": "huber", "delta": 0.5})
-        (0.5, 3.0, 2.0)
+        (1.0, 0.5, 3.0, 2.0)
     """
     over, under = parameters.get("over_penalty", 1.0), parameters.get("under_penalty", 1.0)
     base = parameters["base"] if kind == "asymmetric" else kind
     if kind == "expectile":
         base, over, under = "mse", 1.0 - parameters["expectile"], parameters["expectile"]
+    if not 1.0 / _EVEN < over / under < _EVEN:
+        return None
     if base == "mse":
-        return math.inf, 2.0 * over, 2.0 * under
-    if base == "mae" and max(over, under) < _LARGEST:
-        return _NARROW, over / _NARROW, under / _NARROW
+        return 1.0, math.inf, 2.0 * over, 2.0 * under
+    if base == "mae":
+        return math.inf, 1.0, over, under
     if base == "huber":
-        return parameters["delta"], over, under
+        return 1.0, parameters["delta"], over, under
     return None
 
 
-def _one_sided(error: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-    delta, penalty, ratio = columns
-    clamped = torch.clamp(error, -delta, delta)
-    return F.prelu(clamped, ratio).mul_(penalty), torch.sub(error, clamped, alpha=0.5)
+def columns_of(hubers: NDArray[np.float64], dtype: torch.dtype) -> NDArray[np.float64]:
+    """What the factors below take of each column, in numbers that ``dtype`` holds. Shape ``(5, D)``.
+
+    Args:
+        hubers: Steepness, knot and penalties, as :func:`huber_form` returns them. Shape ``(4, D)``.
+        dtype: Of the errors.
+    """
+    steepness, knot, over, under = hubers
+    half = 0.5 / steepness  # none of an absolute value
+    steepness = np.minimum(steepness, 1.0 / torch.finfo(dtype).tiny)  # only a subnormal error is below its knot
+    return np.stack([steepness, np.minimum(knot, torch.finfo(dtype).max), half, under, over / under])
 
 
 def _two_sided(error: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-    delta, penalty, _ = columns
-    clamped = torch.clamp(error, -delta, delta)
-    return clamped * penalty, torch.sub(error, clamped, alpha=0.5)
+    steepness, knot, half, penalty, _ = columns
+    clamped = torch.clamp(error * steepness, -knot, knot)
+    return clamped * penalty, torch.addcmul(error, clamped, half, value=-1)
+
+
+def _one_sided(error: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+    steepness, knot, half, penalty, ratio = columns
+    clamped = torch.clamp(error * steepness, -knot, knot)
+    return F.prelu(clamped, ratio).mul_(penalty), torch.addcmul(error, clamped, half, value=-1)
 
 
 ONE_SIDED = Product(_one_sided)
-"""Takes knots, penalties below, and the penalties above divided by these, of each column. Shape ``(3, D)``."""
+"""Takes the columns of :func:`columns_of`."""
 TWO_SIDED = Product(_two_sided)
 """The same where both penalties are equal."""

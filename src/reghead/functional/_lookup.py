@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from reghead._checks import reads_values
+
 BAG_ROWS = 2048
 """From so many rows on, sorting them by id pays before they are summed."""
 
@@ -50,7 +52,7 @@ def sum_by_id(rows: Sequence[Tensor], ids: Tensor, number: int) -> list[Tensor]:
                 [0., 0.]])]
     """
     width = rows[0].shape[-1]
-    if torch.is_grad_enabled() or len(ids) < BAG_ROWS:
+    if torch.is_grad_enabled() or len(ids) < BAG_ROWS or not reads_values(rows[0]):
         return [r.new_zeros(number, width).index_add(0, ids, r) for r in rows]
     # Bags of rows, sorted by id, are summed up to ten times faster than rows are added one by one, and in that order.
     order = (ids.to(torch.int16) if number < 2**15 else ids).argsort(stable=True)

@@ -1,9 +1,7 @@
 """A loss of its own for every output column."""
 
-import math
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -11,7 +9,7 @@ from reghead._checks import check_choice, check_floating, check_same_shape, chec
 from reghead._reduction import counted_cells, trailing, widen
 from reghead._typing import NanPolicy, Reduction
 from reghead.functional._columns import Columns, Layout
-from reghead.functional._hubers import ONE_SIDED, TWO_SIDED
+from reghead.functional._hubers import ONE_SIDED, TWO_SIDED, columns_of
 from reghead.functional._loss_types import LOSS_TYPES, LossSpec
 from reghead.functional._parameters import constant
 from reghead.functional._pinball import check_quantile_shape
@@ -152,29 +150,28 @@ def _in_one_pass(
 ) -> Tensor | None:
     """All columns at once: what a cell of a column counts for in the mean goes into the penalties of the column.
 
-    ``None`` where that leaves the range of the penalties: with weights of 1e-30, say.
+    ``None`` where that leaves the range of the dtype: with weights of 1e-30, say.
     """
     dtype = wide_dtype(preds, target)
-    knots, over, under, importance = layout.hubers  # type: ignore[misc]
-    factor: Tensor | None = None
-    if reduction == "mean":
-        rows = preds.numel() / preds.shape[-1]
-        if share is None and counted is None:
-            importance = importance / (rows * (importance.sum() or 1.0))
-        else:
+    columns = torch.as_tensor(columns_of(layout.hubers, dtype)).to(preds.device, dtype)  # type: ignore[arg-type]
+    importance = columns.new_tensor(layout.weights)
+    penalty = columns[3]
+    if reduction == "sum":
+        penalty *= importance
+    else:
+        sums = columns.new_full(importance.shape, preds.numel() / preds.shape[-1])
+        if share is not None or counted is not None:
             counts = share if share is not None else floats(counted, dtype)  # type: ignore[arg-type]
-            sums = counts.reshape(-1, counts.shape[-1]).sum(0) * (rows * counts.shape[-1] / counts.numel())
-            seen = torch.where(sums != 0, torch.as_tensor(importance).to(preds.device, dtype), 0.0)
-            total = seen.sum()
-            factor = 1.0 / (torch.where(sums != 0, sums, math.inf) * torch.where(total == 0, 1.0, total))
-    knots = np.minimum(knots, torch.finfo(dtype).max)
-    columns = torch.as_tensor(np.stack([knots, under * importance, over / under])).to(preds.device, dtype)
-    if factor is not None:
-        columns[1] *= factor
-        if columns.device.type == "cpu" and not columns[1].isfinite().all():
-            return None
+            sums *= counts.reshape(-1, counts.shape[-1]).sum(0) * (counts.shape[-1] / counts.numel())
+        seen = torch.where(sums != 0, importance, 0.0)
+        total = seen.sum()
+        penalty *= seen / torch.where(total == 0, 1.0, total)
+        penalty /= torch.where(sums == 0, 1.0, sums)
+        columns = torch.cat([columns, sums.unsqueeze(0)])  # looked at below
+    if columns.device.type == "cpu" and not columns.isfinite().all():
+        return None
     product = TWO_SIDED if layout.symmetric else ONE_SIDED
-    return weighted_sum(product, preds, target, columns, share, counted, 1.0)
+    return weighted_sum(product, preds, target, columns[:5], share, counted, 1.0)
 
 
 def _cells(preds: Tensor, target: Tensor, layout: Layout, counted: Tensor | None) -> Tensor:

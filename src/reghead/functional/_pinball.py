@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from reghead._checks import check_floating, check_shape
+from reghead._checks import check_floating, check_shape, reads_values
 from reghead._typing import NanPolicy, Quantiles, Reduction
 from reghead.functional._parameters import check_parameter, constant
 from reghead.functional._pointwise import huber
@@ -100,7 +100,9 @@ def huber_pinball_loss(
 
 
 def _pinball(error: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
-    return error.sign().mul_(0.5).add_(tau - 0.5), error  # in place, so that no more than two are held
+    slope, shift = error.sign().mul_(0.5), tau - 0.5
+    # In place where that can be, so that no more than two are held; levels may be batched where errors are not.
+    return slope.add_(shift) if reads_values(tau) else slope + shift, error
 
 
 PINBALL = Product(_pinball, jumps=True)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from reghead._checks import check_choice, check_floating
-from reghead._reduction import check_weight, counted_cells, reduce, residual, trailing, widen
+from reghead._reduction import check_weight, counted_cells, reduce, residual, trailing, widen, without_autocast
 from reghead._typing import NanPolicy, Reduction
 
 # Cells of a block for each thread, so that the few tensors of a block stay in the cache from one operation to the next;
@@ -113,9 +113,13 @@ def weighted_sum(
     """
     if counted is not None and share is None and product.jumps:
         share = floats(counted, wide_dtype(preds, target))
-    total: Tensor = _WeightedSum.apply(  # type: ignore[no-untyped-call]
-        preds, target, product, columns, share, counted, denominator
-    )
+    if preds.ndim == 1 and columns is None:  # blocks are of rows, and this would be one
+        preds, target = preds.unsqueeze(-1), target.unsqueeze(-1)
+        share, counted = (None if t is None else t.unsqueeze(-1) for t in (share, counted))
+    with without_autocast(preds.device.type):
+        total: Tensor = _WeightedSum.apply(  # type: ignore[no-untyped-call]
+            preds, target, product, columns, share, counted, denominator
+        )
     return total
 
 
@@ -193,7 +197,8 @@ class _WeightedSum(torch.autograd.Function):
             counted = _rows(counted, preds.shape) if share is None and counted is not None else share
             if counted is not None:
                 error = torch.where(counted != 0, error, 0.0)
-            slopes = ctx.product.factors(error, columns)[0]
+            with without_autocast(preds.device.type):
+                slopes = ctx.product.factors(error, columns)[0]
         factor = grad * ctx.factor
         if share is not None and (again or not ctx.at_once):
             factor = factor * share
@@ -225,12 +230,14 @@ def _of_block(
         error, columns = error.view(-1, repeats * error.shape[1]), torch.cat([columns] * repeats, -1)
     slope, height = product.factors(error, columns)
     del error
-    slope = slope.view(preds.shape)
+    own = slope is not height  # a square has one tensor as both
+    slope, height = slope.view(preds.shape), height.view(preds.shape)
     kept = slope if narrow is None else slope.to(narrow)
     if share is not None:
-        slope = slope * share if slope.data_ptr() == height.data_ptr() else slope.mul_(share)
+        slope, own = slope.mul_(share) if own else slope * share, True
         kept = slope if narrow is None else kept
-    return torch.dot(slope.view(-1), height.view(-1)), kept
+    # Not torch.dot, whose sum of so many float32 numbers is right to three digits only.
+    return (height.mul_(slope) if own else slope * height).sum(), kept
 
 
 def _rows(tensor: Tensor, shape: torch.Size) -> Tensor:

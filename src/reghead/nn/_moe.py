@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from typing import Any, Literal, NamedTuple, overload
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reghead._checks import check_choice, check_hidden_dims, check_int, check_last_dim, check_number
+from reghead._reduction import without_autocast
 from reghead._typing import Categories, Gate, Mix
 from reghead.functional import load_balancing_loss, routing_entropy, routing_weights
 from reghead.functional._lookup import align, joint_ids
@@ -257,11 +257,7 @@ class MixtureOfExperts(nn.Module):
 
     def _logits(self, x: Tensor, context: Tensor | CategoryContext | None) -> Tensor:
         """The router's logits in float32 or wider, shape ``(*, E)``."""
-        # A device without autocast, such as meta, has none to turn off; a compiler need not trace the question.
-        device = x.device.type
-        available = torch.compiler.is_compiling() or torch.amp.is_autocast_available(device)
-        narrows = available and torch.is_autocast_enabled(device)
-        with torch.autocast(device, enabled=False) if narrows else nullcontext():
+        with without_autocast(x.device.type):
             wide = torch.promote_types(self.router_bias.dtype, torch.float32)
             bias = self.router_bias.to(wide)
             if self.router_context is None:

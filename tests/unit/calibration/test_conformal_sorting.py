@@ -85,3 +85,8 @@ def test_scores_that_require_a_gradient_have_a_quantile_without_one() -> None:
     quantile = conformal_quantile(scores, 0.5)
     assert quantile.item() == 2.0
     assert not quantile.requires_grad
+
+
+def test_scores_that_are_a_view_of_complex_numbers() -> None:
+    scores = torch.complex(torch.zeros(9), torch.arange(9.0)).conj().imag  # a view that is read with the sign changed
+    assert conformal_quantile(scores, 0.6) == -3.0

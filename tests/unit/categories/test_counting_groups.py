@@ -1,5 +1,7 @@
 """Distinct keys by counting, and ids that take the memory of codes."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -87,3 +89,16 @@ def test_arrow_dictionaries_are_left_as_they_were(index: str) -> None:
     series = pandas.Series(pandas.arrays.ArrowExtensionArray(column))
     assert Vocabulary(("high", "low")).encode(series).tolist() == [1, 2, 1]
     assert series.tolist() == ["high", "low", "high"]
+
+
+def test_codes_that_another_object_keeps_are_left_as_they_were() -> None:
+    class Column:
+        codes = np.array([0, 1, 2, -1])
+
+        def factorize(self) -> tuple[Any, list[int]]:
+            return self.codes, [1, 2, 3]
+
+    vocabulary, column = Vocabulary.from_distinct([1, 2, 3]), Column()
+    first = vocabulary.encode(column)
+    assert torch.equal(vocabulary.encode(column), first)
+    assert column.codes.tolist() == [0, 1, 2, -1]

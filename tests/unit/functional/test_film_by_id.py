@@ -1,5 +1,8 @@
 """FiLM from tables of categories: rows are never made, and nothing else changes."""
 
+import io
+import warnings
+
 import pytest
 import torch
 from hypothesis import given
@@ -102,3 +105,26 @@ def test_one_number_a_row_is_looked_up_like_more() -> None:
     assert lookup(table, ids).tolist() == [[[1.0], [5.0]], [[0.0], [1.0]]]
     assert torch.equal(lookup(table.expand(6, 2), ids)[..., :1], lookup(table, ids))
     assert lookup(table[:, 0], ids).tolist() == [[1.0, 5.0], [0.0, 1.0]]
+
+
+def test_several_gradients_at_once(always: None) -> None:
+    x, gamma, beta, ids = draw(0, 5000, 3, 4)
+    inputs = [t.requires_grad_() for t in (x, gamma, beta)]
+    out = film_by_id(*inputs, ids)
+    sums = torch.stack([out.sum(), out.square().sum()])
+    at_once = torch.autograd.grad(
+        sums, inputs, torch.eye(2, dtype=sums.dtype), is_grads_batched=True, retain_graph=True
+    )
+    one_by_one = [torch.autograd.grad(each, inputs, retain_graph=True) for each in sums]
+    for found, *expected in zip(at_once, *one_by_one, strict=True):
+        assert_close(found, torch.stack(expected))
+
+
+def test_a_trace_holds_for_other_ids_and_can_be_saved(always: None) -> None:
+    x, gamma, beta, ids = draw(0, 12, 3, 4)
+    others = draw(1, 20, 3, 4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a trace is deprecated, and warns of every look at a shape
+        traced = torch.jit.trace(film_by_id, (x, gamma, beta, ids))
+        torch.jit.save(traced, io.BytesIO())
+    assert_close(traced(*others), film_by_id(*others))

@@ -13,6 +13,7 @@ from torch.testing import assert_close
 from reghead.functional import (
     _product,
     asymmetric_loss,
+    crps_loss,
     expectile_loss,
     huber_loss,
     huber_pinball_loss,
@@ -132,3 +133,69 @@ def test_an_infinite_error_is_an_infinite_loss(name: str) -> None:
 def test_a_negative_weight_is_found_beside_one_that_is_nan() -> None:
     with pytest.raises(ValueError, match="weight must be non-negative, got -2"):
         mse_loss(torch.zeros(3), torch.zeros(3), weight=torch.tensor([torch.nan, -2.0, 1.0]))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", [*POINTS, *QUANTILES])
+def test_autocast_narrows_nothing(name: str, dtype: torch.dtype) -> None:
+    rng = torch.Generator().manual_seed(0)
+    target = torch.randn(300, 6, generator=rng)
+    shape = (*target.shape, 3) if name in QUANTILES else target.shape
+    preds = torch.randn(shape, generator=rng, requires_grad=True)
+    loss = (POINTS | QUANTILES)[name]
+    expected = loss(preds, target)
+    with torch.autocast("cpu", dtype=dtype):
+        found = loss(preds, target)
+        (gradient,) = torch.autograd.grad(found, preds, create_graph=True)
+    assert torch.equal(found, expected)
+    assert torch.equal(gradient, torch.autograd.grad(expected, preds)[0])
+
+
+@pytest.mark.parametrize("shape", [(2_000_000,), (1, 2_000_000), (2_000_000, 1), (1000, 2000)])
+def test_a_mean_of_millions_is_a_mean(shape: tuple[int, ...]) -> None:
+    errors = torch.full(shape, 0.1)
+    assert_close(mse_loss(errors, torch.zeros(shape)).item(), 0.01, rtol=2e-6, atol=0.0)
+    drawn = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    exact = drawn.double().square().mean().item()
+    assert_close(mse_loss(drawn, torch.zeros(shape)).item(), exact, rtol=2e-6, atol=0.0)
+
+
+@pytest.mark.parametrize("size", [1e-34, 1e-31, 1e-3, 1e30])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_an_absolute_error_of_any_size_is_one_in_columns_too(size: float, dtype: torch.dtype) -> None:
+    preds = torch.zeros(2, 1, dtype=dtype, requires_grad=True)
+    loss = per_output_loss(preds, torch.full((2, 1), size, dtype=dtype), {0: "mae"})
+    assert_close(loss.item(), size, rtol=1e-6, atol=0.0)
+    (gradient,) = torch.autograd.grad(loss, preds)
+    assert gradient.tolist() == [[-0.5], [-0.5]]
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+@pytest.mark.parametrize("weight", [1e-25, 1e9, 1e30])
+def test_weights_of_columns_of_any_size(weight: float, reduction: Any) -> None:
+    rng = torch.Generator().manual_seed(0)
+    preds, target = torch.randn(50, 2, generator=rng), 1e3 * torch.randn(50, 2, generator=rng)
+    losses = {0: {"type": "mae", "weight": weight}, 1: {"type": "mse", "weight": weight}}
+    found = per_output_loss(preds, target, losses, reduction=reduction)
+    mae, mse = (preds - target).double()[:, 0].abs(), (preds - target).double()[:, 1].square()
+    exact = weight * (mae.sum() + mse.sum()) if reduction == "sum" else (mae.mean() + mse.mean()) / 2
+    assert_close(found.double(), exact, rtol=1e-5, atol=0.0)
+
+
+@pytest.mark.parametrize("reduction", ["none", "sum"])
+@pytest.mark.parametrize(("over", "under"), [(1e20, 1e-20), (1e-20, 1e20), (1e20, 1e-9), (3.0, 1.0)])
+def test_penalties_far_apart(over: float, under: float, reduction: Any) -> None:
+    preds, target = torch.tensor([[3.0, 1.0]], requires_grad=True), torch.tensor([[2.0, 3.0]])
+    loss = asymmetric_loss(preds, target, over, under, reduction=reduction).sum()
+    assert_close(loss.item(), over + 4.0 * under, rtol=1e-6, atol=0.0)
+    (gradient,) = torch.autograd.grad(loss, preds)
+    assert_close(gradient, torch.tensor([[2.0 * over, -4.0 * under]]), rtol=1e-6, atol=0.0)
+
+
+def test_levels_may_be_batched_where_errors_are_not() -> None:
+    rng = torch.Generator().manual_seed(0)
+    target, levels = torch.randn(6, 2, generator=rng), torch.tensor([[0.1, 0.5], [0.2, 0.9]])
+    preds = torch.randn(6, 2, 2, generator=rng)
+    for loss in (crps_loss, pinball_loss, huber_pinball_loss):
+        found = torch.vmap(lambda tau, loss=loss: loss(preds, target, tau))(levels)
+        assert_close(found, torch.stack([loss(preds, target, tau) for tau in levels]))

@@ -1,5 +1,6 @@
 """Rows dealt out to experts: filled up to the busiest, or in a loop, they give what all experts on all rows give."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from reghead.nn import MixtureOfExperts
 from reghead.nn import _experts as module
 
 
@@ -83,3 +85,15 @@ def test_a_row_that_is_not_a_number_stays_alone(loop: bool, monkeypatch: pytest.
     assert out.isnan().any(-1).tolist() == [True] + [False] * 5
     grads = torch.autograd.grad(out[1:].sum(), weights)
     assert all(g[1:].isfinite().all() for g in grads)
+
+
+@pytest.mark.parametrize("gate", ["hard", "top_k"])
+def test_a_trace_deals_out_no_rows(gate: Any) -> None:
+    """How many rows an expert gets is of one batch."""
+    rng = torch.Generator().manual_seed(0)
+    moe = MixtureOfExperts(5, 2, 4, (8,), route_features=True, gate=gate).double()
+    x, y = (torch.randn(rows, 5, generator=rng, dtype=torch.float64) for rows in (3000, 2500))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a trace is deprecated, and warns of every look at a shape
+        traced = torch.jit.trace(moe, (x,))
+    assert_close(traced(y), moe(y))
