@@ -1,4 +1,7 @@
-"""``python -m benchmarks``: measure every subject in a process of its own, and write ``benchmarks/RESULTS.md``."""
+"""``python -m benchmarks``: measure every subject in a process of its own, and write ``benchmarks/RESULTS.md``.
+
+With ``--subjects`` only some are measured again; the others are as ``benchmarks/results`` has kept them.
+"""
 
 import argparse
 import json
@@ -7,7 +10,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 from benchmarks.speed._results import markdown
 
@@ -31,36 +33,39 @@ SUBJECTS = (
 FOLDER = Path(__file__).parent
 
 
-def run(subject: str, threads: int, quick: bool) -> dict[str, Any] | None:
-    """Measure one subject and keep what it wrote under ``benchmarks/results``; ``None`` if its script fails."""
-    output = FOLDER / "results" / f"{subject}-{threads}.json"
+def kept(subject: str, threads: int) -> Path:
+    """Where the results of a subject are."""
+    return FOLDER / "results" / f"{subject}-{threads}.json"
+
+
+def run(subject: str, threads: int, quick: bool) -> bool:
+    """Measure one subject and keep what it writes; whether it could."""
+    output = kept(subject, threads)
     output.parent.mkdir(exist_ok=True)
+    output.unlink(missing_ok=True)
     command = [sys.executable, "-m", f"benchmarks.speed.{subject}", "--threads", str(threads), "--output", str(output)]
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "POLARS_MAX_THREADS")
     environment = os.environ | dict.fromkeys(names, str(threads))
-    if subprocess.run(command + ["--quick"] * quick, env=environment, cwd=FOLDER.parent, check=False).returncode:
-        return None
-    result: dict[str, Any] = json.loads(output.read_text())
-    return result
+    done = subprocess.run(command + ["--quick"] * quick, env=environment, cwd=FOLDER.parent, check=False)
+    return done.returncode == 0
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--subjects", nargs="+", choices=SUBJECTS, default=SUBJECTS, metavar="SUBJECT")
+    parser.add_argument("--subjects", nargs="*", choices=SUBJECTS, default=SUBJECTS, metavar="SUBJECT")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--quick", action="store_true", help="to try the scripts: the numbers mean little")
     parser.add_argument("--output", type=Path, default=FOLDER / "RESULTS.md")
     args = parser.parse_args()
-    results, failed = [], []
+    failed = []
     for subject in args.subjects:
         for threads in args.threads:
             start = time.perf_counter()
-            result = run(subject, threads, args.quick)
-            if result is None:
+            if not run(subject, threads, args.quick):
                 failed.append(f"{subject}, {threads} threads")
-            else:
-                results.append(result)
             print(f"{subject}, {threads} threads: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+    files = [kept(subject, threads) for subject in SUBJECTS for threads in args.threads]
+    results = [json.loads(file.read_text()) for file in files if file.exists()]
     args.output.write_text(markdown(results))
     if failed:
         print(f"not in {args.output}, since their scripts failed: {'; '.join(failed)}", file=sys.stderr)
