@@ -117,9 +117,14 @@ def expectile_loss(
     )
 
 
+def have_one_scale(over: float, under: float) -> bool:
+    """Whether penalties may be written as one and a ratio; otherwise that, or what it multiplies, leaves float32."""
+    return 2.0**-20 < over / under < 2.0**20
+
+
 def by_side(symmetric: Product, over: float, under: float) -> Product:
     """A symmetric loss times ``over`` where the prediction is above the target, and times ``under`` elsewhere."""
-    one_scale = 2.0**-20 < over / under < 2.0**20  # otherwise their ratio, or what it is multiplied by, leaves float32
+    one_scale = have_one_scale(over, under)
 
     def factors(error: Tensor, _: object) -> tuple[Tensor, Tensor]:
         slope, height = symmetric.factors(error, None)

@@ -10,10 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from reghead.functional._asymmetric import have_one_scale
 from reghead.functional._product import Product
-
-_EVEN = 2.0**20
-"""Penalties on the two sides that differ by more than that are not written as one and a ratio."""
 
 
 def huber_form(kind: str, parameters: Mapping[str, Any]) -> tuple[float, float, float, float] | None:
@@ -34,7 +32,7 @@ def huber_form(kind: str, parameters: Mapping[str, Any]) -> tuple[float, float, 
     base = parameters["base"] if kind == "asymmetric" else kind
     if kind == "expectile":
         base, over, under = "mse", 1.0 - parameters["expectile"], parameters["expectile"]
-    if not 1.0 / _EVEN < over / under < _EVEN:
+    if not have_one_scale(over, under):
         return None
     if base == "mse":
         return 1.0, math.inf, 2.0 * over, 2.0 * under

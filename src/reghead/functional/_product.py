@@ -158,9 +158,7 @@ class _WeightedSum(torch.autograd.Function):
     ) -> Tensor:
         number, width = preds.numel() // preds.shape[-1], preds.shape[-1]
         # Half precision is wide enough for slopes up to 1 of predictions that are held so, but not times their weights.
-        dtype = preds.dtype if product.jumps else wide_dtype(preds, target)
-        at_once = share is None or dtype == wide_dtype(preds, target)
-        narrow = None if dtype == wide_dtype(preds, target) else dtype
+        narrow = preds.dtype if product.jumps and preds.dtype != wide_dtype(preds, target) else None
 
         def over_blocks(counted: Tensor | None) -> tuple[Tensor, Tensor]:
             p, t, w, c = (None if r is None else _rows(r, preds.shape) for r in (preds, target, share, counted))
@@ -184,7 +182,7 @@ class _WeightedSum(torch.autograd.Function):
             total, slopes = over_blocks(share.bool())
         # Where there are shares, they say what counts.
         ctx.save_for_backward(preds, target, columns, share, counted if share is None else None, slopes)
-        ctx.product, ctx.factor, ctx.at_once = product, -product.rate / denominator, at_once
+        ctx.product, ctx.factor, ctx.is_weighted = product, -product.rate / denominator, narrow is None
         return total * product.gain / denominator
 
     @staticmethod
@@ -200,7 +198,7 @@ class _WeightedSum(torch.autograd.Function):
             with without_autocast(preds.device.type):
                 slopes = ctx.product.factors(error, columns)[0]
         factor = grad * ctx.factor
-        if share is not None and (again or not ctx.at_once):
+        if share is not None and (again or not ctx.is_weighted):
             factor = factor * share
         change = (widen(slopes) if ctx.needs_input_grad[1] else slopes) * factor
         to_preds = to_target = None
