@@ -320,7 +320,7 @@ def damaged(name: str, folder: Path) -> None:
         "bad schema": lambda: rewrite(folder, lambda r: r["schema"].update(targets="pH")),
         "no digest": lambda: rewrite(folder, lambda r: r.update(model="x")),
         "an evaluation": lambda: rewrite(folder, lambda r: r.update(kind="evaluation")),
-        "unfinished": lambda: (folder / "unfinished.txt").write_text(""),
+        "unfinished": lambda: record.rename(folder / "unfinished.txt"),
         "described later": lambda: of_a_later_format(folder, TableModel),
         "head described later": lambda: of_a_later_format(folder, RegressionHead),
         "cut, and hashed again": lambda: (file.write_bytes(content[:-100]), rewrite(folder, lambda r: None)),

@@ -15,6 +15,7 @@ from reghead.config._base import read_small
 
 RESULT = "run.json"
 MARK = "unfinished.txt"
+CHECKPOINT = "checkpoint.safetensors"
 Content: TypeAlias = Literal["model", "evaluation"]
 """What is in a folder, as its ``run.json`` and its mark say."""
 _WORK: dict[Content, str] = {"model": "training", "evaluation": "evaluation"}
@@ -34,7 +35,8 @@ class RunDirectory:
 
     * aside and partial, no output: the new results were complete; they are moved in;
     * aside and output: the new results are in; the old ones are deleted;
-    * aside alone: the old results are moved back.
+    * aside alone: the old results are moved back;
+    * an output with a mark: the new results are in; the mark goes, and before it the checkpoint.
 
     Whatever is to be deleted is renamed first, to ``.<name>.reghead-discarded``, so that no folder is ever half of
     itself under its own name.
@@ -68,7 +70,7 @@ class RunDirectory:
         self._aside = parent / f".{name}.reghead-replaced"
         self._discarded = parent / f".{name}.reghead-discarded"
         self._new = parent / f".{name}.reghead-new"
-        if self._aside.exists():
+        if self._aside.exists() or self._has_marked_results():
             with self.lock:
                 self._finish_commit()
         self._check_contents()
@@ -125,7 +127,7 @@ class RunDirectory:
             if replaces:
                 self._aside.rename(self.output_dir)
             raise
-        (self.output_dir / MARK).unlink(missing_ok=True)
+        self._unmark()
         if replaces:
             self._delete(self._aside)
         self.close()
@@ -236,20 +238,26 @@ class RunDirectory:
             )
 
     def _finish_commit(self) -> None:
-        """Do the rest of a commit that a crash cut short."""
-        if not self._aside.exists():
-            return  # another process has done it
-        if _has_entries(self.output_dir):
-            self._delete(self._aside)
-            return
-        if self.output_dir.exists():
-            self.output_dir.rmdir()
-        if self.path.exists():
+        """Do the rest of a commit that a crash cut short, unless another process has done it."""
+        if self._aside.exists() and not _has_entries(self.output_dir):
+            if self.output_dir.exists():
+                self.output_dir.rmdir()
+            if not self.path.exists():
+                self._aside.rename(self.output_dir)
+                return
             self.path.rename(self.output_dir)
-            (self.output_dir / MARK).unlink(missing_ok=True)
+        if self._has_marked_results():
+            self._unmark()
+        if self._aside.exists():
             self._delete(self._aside)
-        else:
-            self._aside.rename(self.output_dir)
+
+    def _has_marked_results(self) -> bool:
+        """Whether results were moved in that still say that they are unfinished; ``run.json`` was the last written."""
+        return (self.output_dir / MARK).is_file() and (self.output_dir / RESULT).is_file()
+
+    def _unmark(self) -> None:
+        for name in (CHECKPOINT, MARK):  # the mark goes last: it says that there is something to do
+            (self.output_dir / name).unlink(missing_ok=True)
 
     def _delete(self, folder: Path) -> None:
         """Delete ``folder``; what cannot be deleted now is, at the next time, with nobody waiting for it."""

@@ -83,9 +83,9 @@ def usable_device(name: str) -> torch.device:
 def _read_record(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder; give the --output-dir of reghead train")
-    if (folder / MARK).exists():
-        raise InputError(f"the training in {folder} has not finished; go on with it with --resume")
     file = folder / RESULT
+    if (folder / MARK).exists() and not file.exists():  # which is the last to be written
+        raise InputError(f"the training in {folder} has not finished; go on with it with --resume")
     if not file.is_file():
         raise InputError(f"{folder} is not a folder that reghead train wrote: it has no {RESULT}")
     record: Any = None

@@ -32,7 +32,7 @@ from reghead.cli._parser import settings_of
 from reghead.cli._parts import TableParts
 from reghead.cli._predict import prediction_columns, report_unmatched
 from reghead.cli._report import Report
-from reghead.cli._run_directory import MARK, RESULT, RunDirectory
+from reghead.cli._run_directory import CHECKPOINT, MARK, RESULT, RunDirectory
 from reghead.cli._saved import FORMAT, MODEL, usable_device
 from reghead.cli._schema import Schema, check_training, choose_schema, numbers_of
 from reghead.cli._scoring import groupings, report_of, score_rows, write_report
@@ -46,7 +46,6 @@ from reghead.estimators._split import as_frequencies, held_back
 from reghead.estimators._training import DivergedError, History, TrainingOptions, progress
 
 _ENOUGH_TO_HOLD_BACK = 200  # rows
-_CHECKPOINT = "checkpoint.safetensors"
 _FILES = {"TABLE": "table", "--metadata": "metadata", "--validation-table": "validation_table"}
 _SCALED_TWICE = (
     "--conditional-output-scaling and --learnable-output-scale both scale the prediction; "
@@ -85,7 +84,7 @@ def run(args: argparse.Namespace) -> None:
         # Of every table: a column that one lacks is not to be found out when the training is done.
         by, *_ = [groupings(settings.get("report_by"), schema.categories, each) for each in data.tables.values()]
         path = Path(processes.gather(str(folder.path) if folder else None)[0])
-        checkpoint = FileCheckpoint(path / _CHECKPOINT, _identity(settings, data), writes=first)
+        checkpoint = FileCheckpoint(path / CHECKPOINT, _identity(settings, data), writes=first)
         with folder or contextlib.nullcontext(), _kept(folder, checkpoint):
             with progress("training", options.max_epochs, first and not quiet) as callbacks:
                 model, history = fit_model(
@@ -298,9 +297,7 @@ def _write(
         "model": {"file": MODEL, "sha256": sha256_of(path / MODEL)},
     }
     write_json(path / RESULT, record)
-    output_dir = folder.commit()
-    (output_dir / _CHECKPOINT).unlink(missing_ok=True)
-    return _Written(output_dir, report, shown, problems, len(history["train_loss"]))
+    return _Written(folder.commit(), report, shown, problems, len(history["train_loss"]))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -184,6 +184,33 @@ def test_a_crash_at_any_move_leaves_the_old_or_the_new_and_the_next_start_mends_
     assert tree(out.parent) == {"results": None, "results/run.json": "newer"}
 
 
+@pytest.mark.parametrize("goes", ["checkpoint.safetensors", "unfinished.txt"])
+@pytest.mark.parametrize("replaces", [False, True], ids=["new", "replaces"])
+def test_a_crash_before_the_mark_is_gone_is_mended_by_the_next_start(
+    out: Path, monkeypatch: pytest.MonkeyPatch, goes: str, replaces: bool
+) -> None:
+    """Whoever resumes is told that there is nothing to resume, and the results do not say "unfinished" for ever."""
+    if replaces:
+        results(out)
+    run = train(out, overwrite=replaces)
+    (run.path / "checkpoint.safetensors").touch()
+    unlink = Path.unlink
+
+    def limited(self: Path, *, missing_ok: bool = False) -> None:
+        if self.name == goes:
+            raise Crash
+        unlink(self, missing_ok=missing_ok)
+
+    with monkeypatch.context() as patch, pytest.raises(Crash):
+        patch.setattr(Path, "unlink", limited)
+        run.commit()
+    assert (out / "unfinished.txt").exists()
+    run.close()
+    with refused("nothing to resume: the training in"):
+        RunDirectory(out, resume=True)
+    assert tree(out.parent) == {"results": None, "results/run.json": "new"}
+
+
 def test_old_results_come_back_where_the_new_ones_are_gone(out: Path) -> None:
     results(out.parent / ".results.reghead-replaced")
     out.mkdir()  # by hand, after the crash
