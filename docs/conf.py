@@ -20,9 +20,8 @@ version = ".".join(release.split(".")[:2])
 
 sys.path.insert(0, str(Path(__file__).with_name("_ext")))
 
-SURFACE: dict[str, list[str]] = json.loads(
-    Path(__file__).parents[1].joinpath("tests", "api_surface.json").read_text(encoding="utf-8")
-)
+_LISTED = Path(__file__).parents[1].joinpath("tests", "api_surface.json").read_text(encoding="utf-8")
+SURFACE: dict[str, list[str]] = {package: [*names] for package, names in json.loads(_LISTED).items()}
 
 extensions = [
     "myst_parser",

@@ -1,13 +1,16 @@
-"""The public names are those of tests/api_surface.json: a name that comes or goes is edited there on purpose.
+"""The public names, and what can be passed to each, are those of tests/api_surface.json, changed there on purpose.
 
 ``python tests/contracts/test_api_surface.py --write`` lists what is there now; ``--check`` compares without pytest.
 """
 
 import importlib
+import inspect
 import json
 import pkgutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import reghead
 
@@ -25,14 +28,45 @@ def public_modules() -> list[str]:
     return sorted(found)
 
 
-def surface() -> dict[str, list[str]]:
-    return {name: sorted(importlib.import_module(name).__all__) for name in public_modules()}
+def parameters(function: Callable[..., Any]) -> str:
+    """What can be passed, and by position or by name; not the types, which say no more than the docstring."""
+    found = inspect.signature(function).parameters.values()
+    return str(inspect.Signature([p.replace(annotation=p.empty, default=shown(p.default)) for p in found]))
 
 
-def test_public_names_are_the_listed_ones() -> None:
+def shown(default: object) -> object:
+    """A default as it is written in the source, or dots."""
+    plain = default is inspect.Parameter.empty or isinstance(default, int | float | str | tuple | None)
+    return default if plain and len(repr(default)) < 60 else ...
+
+
+def describe(value: object) -> str | dict[str, str]:
+    """The parameters of a function, or of a class and each public method that reghead gives it."""
+    if isinstance(value, type) and not issubclass(value, BaseException):
+        methods = {
+            name: parameters(member.__func__ if isinstance(member, classmethod | staticmethod) else member)
+            for kind in reversed(value.__mro__)
+            if kind.__module__.startswith("reghead")
+            for name, member in vars(kind).items()
+            if not name.startswith("_")
+            and (inspect.isfunction(member) or isinstance(member, classmethod | staticmethod))
+        }
+        return {"": parameters(value)} | dict(sorted(methods.items()))
+    return parameters(value) if inspect.isfunction(value) else ""
+
+
+def surface() -> dict[str, dict[str, str | dict[str, str]]]:
+    modules = {name: importlib.import_module(name) for name in public_modules()}
+    return {
+        name: {word: describe(getattr(module, word)) for word in sorted(module.__all__)}
+        for name, module in modules.items()
+    }
+
+
+def test_public_names_and_their_parameters_are_the_listed_ones() -> None:
     assert surface() == json.loads(LISTED.read_text()), (
-        "the public names changed; if that is meant, run python tests/contracts/test_api_surface.py --write, "
-        "and add a line to CHANGELOG.md"
+        "the public names, or what can be passed to one, changed; if that is meant, run "
+        "python tests/contracts/test_api_surface.py --write, and add a line to CHANGELOG.md"
     )
 
 
