@@ -201,9 +201,10 @@ def test_a_crash_before_the_mark_is_gone_is_mended_by_the_next_start(
             raise Crash
         unlink(self, missing_ok=missing_ok)
 
-    with monkeypatch.context() as patch, pytest.raises(Crash):
+    with monkeypatch.context() as patch:
         patch.setattr(Path, "unlink", limited)
-        run.commit()
+        with pytest.raises(Crash):
+            run.commit()
     assert (out / "unfinished.txt").exists()
     run.close()
     with refused("nothing to resume: the training in"):
