@@ -100,9 +100,10 @@ def huber_pinball_loss(
 
 
 def _pinball(error: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
-    slope, shift = error.sign().mul_(0.5), tau - 0.5
-    # In place where that can be, so that no more than two are held; levels may be batched where errors are not.
-    return slope.add_(shift) if reads_values(tau) else slope + shift, error
+    sign, shift = error.sign(), tau - 0.5
+    if torch.is_grad_enabled() or not reads_values(tau):
+        return torch.add(shift, sign, alpha=0.5), error
+    return torch.add(shift, sign, alpha=0.5, out=sign), error  # so that no more than two are held
 
 
 PINBALL = Product(_pinball, jumps=True)

@@ -13,10 +13,10 @@ from reghead._checks import check_choice, check_floating
 from reghead._reduction import check_weight, counted_cells, reduce, residual, trailing, widen, without_autocast
 from reghead._typing import NanPolicy, Reduction
 
-# Cells of a block for each thread, so that the few tensors of a block stay in the cache from one operation to the next;
-# there are more of them where columns differ.
-_BLOCK, _BLOCK_OF_COLUMNS = 2**18, 2**16
-_INNER = 128  # cells in a row, at least, where columns differ: the rows of few cells cost more than the cells
+# Cells of a block for each thread, and for four of them at least, so that what a block needs stays in the cache from
+# one operation to the next.
+_BLOCK = 2**16  # pragma: no mutate
+_INNER = 128  # cells in a row where columns differ: short rows cost more than their cells; pragma: no mutate
 
 
 class Product(NamedTuple):
@@ -139,7 +139,7 @@ def _counted_in_all(preds: Tensor, target: Tensor, share: Tensor | None, counted
 
 def floats(counted: Tensor, dtype: torch.dtype) -> Tensor:
     """1 where a cell counts, and 0 elsewhere."""
-    return counted.to(torch.uint8).to(dtype)  # from bool it takes several times as long
+    return counted.view(torch.uint8).to(dtype)  # from bool it takes several times as long
 
 
 class _WeightedSum(torch.autograd.Function):
@@ -200,7 +200,8 @@ class _WeightedSum(torch.autograd.Function):
         factor = grad * ctx.factor
         if share is not None and (again or not ctx.is_weighted):
             factor = factor * share
-        change = (widen(slopes) if ctx.needs_input_grad[1] else slopes) * factor
+        change = widen(slopes) if ctx.needs_input_grad[1] else slopes
+        change = change.mul_(factor) if not again and _is_last(grad) else change * factor
         to_preds = to_target = None
         if ctx.needs_input_grad[0]:
             to_preds = change.to(preds.dtype).view(preds.shape)
@@ -208,6 +209,15 @@ class _WeightedSum(torch.autograd.Function):
             to_target = (-change if target.ndim == preds.ndim else -change.sum(-1)).to(target.dtype)
             to_target = to_target.view(target.shape)
         return to_preds, to_target, None, None, None, None, None
+
+
+def _is_last(grad: Tensor) -> bool:
+    """Whether nobody goes back through the graph once more, so that what was saved can become the gradient.
+
+    Half of the time of large losses went into pages of a second tensor of their size.
+    """
+    keeps = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
+    return keeps is not None and not keeps() and not torch._C._functorch.is_functorch_wrapped_tensor(grad)
 
 
 def _of_block(
@@ -249,9 +259,9 @@ def _blocks(number: int, width: int, columns: Tensor | None, device: torch.devic
     if device.type != "cpu":
         yield slice(0, number), 1
         return
-    repeats = max(1, _INNER // width) if columns is not None else 1
-    most = (_BLOCK if columns is None else _BLOCK_OF_COLUMNS) * torch.get_num_threads()
-    blocks = math.ceil(number * width / most)
+    # A power of two, as the number of rows often is: then there is no rest.
+    repeats = 1 if columns is None else 2 ** int(math.log2(max(1, _INNER // width)))  # pragma: no mutate
+    blocks = math.ceil(number * width / (_BLOCK * max(4, torch.get_num_threads())))  # pragma: no mutate
     size = math.ceil(number / (blocks * repeats)) * repeats
     whole = number - number % repeats
     edges = [*range(0, whole, size), whole, number]

@@ -88,11 +88,32 @@ def test_one_pass_has_the_values_and_gradients_of_plain_operations(
     rest = options(way, target, rng)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_product, "_BLOCK", block)
-        patch.setattr(_product, "_BLOCK_OF_COLUMNS", block)
         loss = (POINTS | QUANTILES)[name]
         fast, plain = both_ways(loss, preds, target.requires_grad_(), **rest, reduction=reduction)
     for a, b in zip(fast, plain, strict=True):
         assert_close(a, b, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", [*POINTS, *QUANTILES])
+def test_the_gradient_is_the_same_each_time_and_the_last_time(name: str, way: str, dtype: torch.dtype) -> None:
+    """The last to go back through the graph may use up what was saved; nobody before, and no batch of gradients."""
+    rng = torch.Generator().manual_seed(0)
+    target = torch.randn(5, 6, generator=rng).to(dtype)
+    preds = torch.randn((5, 6, 3) if name in QUANTILES else (5, 6), generator=rng).to(dtype).requires_grad_()
+    rest = options(way, target, rng)
+    loss = (POINTS | QUANTILES)[name](preds, target.requires_grad_(), **rest)
+    assert "WeightedSum" in str(loss.grad_fn)
+    halves = torch.tensor([0.5, 2.0], dtype=loss.dtype)
+    once, again = (torch.autograd.grad(loss, (preds, target), retain_graph=True) for _ in range(2))
+    several = torch.autograd.grad(loss, (preds, target), halves, retain_graph=True, is_grads_batched=True)
+    last = torch.autograd.grad(loss, (preds, target))
+    for first, second, batch, end in zip(once, again, several, last, strict=True):
+        assert first.isfinite().all()
+        assert torch.equal(first, second)
+        assert torch.equal(first, end)
+        assert_close(batch, halves.to(dtype).reshape(2, *[1] * first.ndim) * first)
 
 
 @pytest.mark.parametrize("name", [*POINTS, *QUANTILES])
@@ -199,3 +220,111 @@ def test_levels_may_be_batched_where_errors_are_not() -> None:
     for loss in (crps_loss, pinball_loss, huber_pinball_loss):
         found = torch.vmap(lambda tau, loss=loss: loss(preds, target, tau))(levels)
         assert_close(found, torch.stack([loss(preds, target, tau) for tau in levels]))
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", [*POINTS, *QUANTILES])
+def test_a_gradient_to_be_differentiated_again_is_the_gradient(name: str, way: str) -> None:
+    """Penalties on gradients: what does not count stays out of both derivatives, and weights are in both."""
+    rng = torch.Generator().manual_seed(1)
+    target = torch.randn(5, 6, generator=rng, dtype=torch.float64)
+    preds = torch.randn((5, 6, 3) if name in QUANTILES else (5, 6), generator=rng, dtype=torch.float64).requires_grad_()
+    loss, rest = (POINTS | QUANTILES)[name], options(way, target, rng)
+    target.requires_grad_()
+    results = []
+    for plainly in (False, True):
+        with pytest.MonkeyPatch.context() as patch:
+            if plainly:
+                patch.setattr(_product, "in_one_pass", lambda *_: False)
+                patch.setattr("reghead.functional._per_output.in_one_pass", lambda *_: False)
+            value = loss(preds, target, **rest)
+        once = torch.autograd.grad(value, (preds, target), retain_graph=True)
+        first = torch.autograd.grad(value, (preds, target), create_graph=True)
+        assert_close(first, once, rtol=1e-12, atol=1e-14)
+        second = torch.autograd.grad(sum((g * g.detach().cos()).sum() for g in first), (preds, target))
+        results.append([*once, *second])
+    assert_close(*results, rtol=1e-12, atol=1e-14)
+    assert all(t.isfinite().all() for t in results[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", [*POINTS, *QUANTILES])
+def test_half_precision_predictions_have_gradients_to_their_last_digit(name: str, way: str, dtype: torch.dtype) -> None:
+    rng = torch.Generator().manual_seed(2)
+    target = torch.randn(9, 6, generator=rng)
+    preds = torch.randn((9, 6, 3) if name in QUANTILES else (9, 6), generator=rng).to(dtype).requires_grad_()
+    loss, rest = (POINTS | QUANTILES)[name], options(way, target, rng)
+    exact = loss(wide := preds.detach().double().requires_grad_(), target.double(), **rest)
+    (expected,) = torch.autograd.grad(exact, wide)
+    digit = torch.finfo(dtype).eps
+    for again in (False, True):
+        found = loss(preds, target, **rest)
+        (gradient,) = torch.autograd.grad(found, preds, create_graph=again)
+        assert gradient.dtype == dtype
+        assert_close(found.double(), exact, rtol=1e-5, atol=0.0)
+        assert_close(gradient.double(), expected, rtol=digit, atol=digit * expected.abs().max().item() / 100)
+
+
+NOTHING: dict[str, dict[str, Any]] = {
+    "mask": {"mask": torch.zeros(3, 6, dtype=torch.bool)},
+    "weight": {"weight": torch.zeros(3)},
+    "omit": {"nan_policy": "omit"},
+}
+
+
+@pytest.mark.parametrize("way", NOTHING)
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("name", [*POINTS, *QUANTILES])
+def test_nothing_that_counts_is_zero_in_one_pass_too(name: str, reduction: str, way: str) -> None:
+    target = torch.full((3, 6), torch.nan) if way == "omit" else torch.ones(3, 6)
+    preds = torch.zeros((3, 6, 3) if name in QUANTILES else (3, 6), requires_grad=True)
+    loss = (POINTS | QUANTILES)[name](preds, target, **NOTHING[way], reduction=reduction)
+    assert "WeightedSum" in str(loss.grad_fn)
+    assert loss.item() == 0.0
+    assert not torch.autograd.grad(loss, preds)[0].any()
+
+
+@pytest.mark.parametrize("counts", [torch.tensor([True, False]), torch.tensor([1.0, 0.0])])
+def test_a_column_without_a_cell_that_counts_needs_no_second_way(counts: Tensor) -> None:
+    preds = torch.zeros(3, 2, requires_grad=True)
+    only = {"mask": counts.expand(3, 2)} if counts.dtype == torch.bool else {"weight": counts.expand(3, 2)}
+    losses = {0: {"type": "mse", "weight": 0.25}, 1: "mae"}
+    loss = per_output_loss(preds, torch.tensor([[2.0, 5.0]] * 3), losses, **only)
+    assert "WeightedSum" in str(loss.grad_fn)
+    assert loss.item() == 4.0
+    assert_close(torch.autograd.grad(loss, preds)[0], torch.tensor([[-4.0 / 3.0, 0.0]] * 3))
+
+
+@pytest.mark.parametrize(
+    ("shape", "by_column"),
+    [
+        *(((1000,), False), ((1000, 1), False), ((50, 20), False), ((10, 7, 13), False), ((7, 200), False)),
+        *(((1000, 1), True), ((333, 3), True), ((10, 7, 13), True), ((5, 200), True), ((130, 100), True)),
+    ],
+)
+def test_what_is_held_at_a_time_is_a_block(shape: tuple[int, ...], by_column: bool) -> None:
+    """The memory that a loss takes beside its arguments: a few tensors of a block, which ends with a row."""
+    seen: list[int] = []
+
+    def factors(error: Tensor, columns: Tensor | None) -> tuple[Tensor, Tensor]:
+        seen.append(error.numel())
+        return error, error if columns is None else error * columns
+
+    preds = torch.randn(shape, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    columns = torch.arange(1.0, shape[-1] + 1) if by_column else None
+    most, row = 64, shape[-1] if len(shape) > 1 else 1
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "get_num_threads", lambda: 1)
+        patch.setattr(_product, "_BLOCK", most // 4)
+        rest: dict[str, Any] = {"weight": None, "mask": None, "nan_policy": "propagate", "reduction": "sum"}
+        total = _product.reduce_product(
+            _product.Product(factors), preds, torch.zeros(shape, requires_grad=True), columns, **rest
+        )
+    assert sum(seen) == preds.numel()
+    # Where columns differ, short rows are taken as one of _INNER cells.
+    most += max(_product._INNER, row) if by_column else row
+    assert max(seen) <= most
+    assert len(seen) >= preds.numel() // most > 1
+    share = 1.0 if columns is None else columns
+    assert_close(total, (preds.square() * share).sum())
