@@ -99,6 +99,13 @@ def lowest(session: nox.Session) -> None:
     smoke(session, *(f"{requirement.replace('>=', '==')}.*" for requirement in needed), ".")
 
 
+@nox.session(venv_backend="venv")
+def audit(session: nox.Session) -> None:
+    """Ask the advisory database about each version of constraints.txt; one that nobody knows is an error too."""
+    session.run_install("python", "-m", "pip", "install", "--quiet", "pip-audit>=2.9")
+    session.run("pip-audit", "--strict", "--no-deps", "--disable-pip", "--requirement", CONSTRAINTS)
+
+
 def smoke(session: nox.Session, *requirements: str) -> None:
     """Install the package, and run the tests that need no extra on what is installed."""
     session.run_install("python", "-m", "pip", "install", "--quiet", *requirements)
