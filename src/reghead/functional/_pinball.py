@@ -28,6 +28,9 @@ def pinball_loss(
     ``mean_pinball_loss``. Where :math:`y = \hat q` the gradient is :math:`1/2 - \tau`, the middle of the
     subgradients; the second derivative is 0.
 
+    Right to :math:`(1 + 3 / \min(\tau, 1 - \tau)) u`, u being the roundoff of the wider dtype, float32 at least
+    (:doc:`/numerics`).
+
     Args:
         preds: Predicted quantiles, in the units of ``target``. Shape ``(*, D, Q)``.
         target: Observed values. Shape ``(*, D)``.
@@ -71,6 +74,9 @@ def huber_pinball_loss(
     with :math:`H_\delta` of :func:`huber_loss`. Dabney et al., "Distributional Reinforcement Learning with Quantile
     Regression", 2018, eq. 10. The knots are at :math:`\pm\delta` for every level, and the loss tends to the pinball
     loss as :math:`\delta \to 0`.
+
+    Right to :math:`24 u` at a level of 0.9, u being the roundoff of the wider dtype, float32 at least
+    (:doc:`/numerics`).
 
     Args:
         preds: Predicted quantiles, in the units of ``target``. Shape ``(*, D, Q)``.

@@ -26,6 +26,8 @@ def mse_loss(
 
     .. math:: \ell(y, \hat y) = (y - \hat y)^2
 
+    Right to :math:`4 u`, u being the roundoff of the wider dtype, float32 at least (:doc:`/numerics`).
+
     Args:
         preds: Predictions, in the units of ``target``. Shape ``(*, D)``.
         target: Observed values. Shape ``(*, D)``.
@@ -57,6 +59,8 @@ def mae_loss(
     r"""Absolute error. Its gradient is 0 where prediction and target are equal.
 
     .. math:: \ell(y, \hat y) = |y - \hat y|
+
+    Right to :math:`u`, u being the roundoff of the wider dtype, float32 at least (:doc:`/numerics`).
 
     Args:
         preds: Predictions, in the units of ``target``. Shape ``(*, D)``.
@@ -97,6 +101,8 @@ def huber_loss(
         \qquad e = y - \hat y
 
     Huber, "Robust Estimation of a Location Parameter", 1964. The values are those of ``torch.nn.HuberLoss``.
+
+    Right to :math:`5 u`, u being the roundoff of the wider dtype, float32 at least (:doc:`/numerics`).
 
     Args:
         preds: Predictions, in the units of ``target``. Shape ``(*, D)``.
@@ -150,6 +156,8 @@ def log_cosh_loss(
         \frac{\partial \ell}{\partial \hat y} = -\tanh(y - \hat y)
 
     Right to rounding for every finite error: neither overflows nor cancels.
+
+    Right to :math:`8 u`, u being the roundoff of the wider dtype, float32 at least (:doc:`/numerics`).
 
     Args:
         preds: Predictions, in the units of ``target``. Shape ``(*, D)``.

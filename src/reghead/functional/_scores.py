@@ -31,6 +31,9 @@ def interval_score_loss(
     :math:`2 / \alpha` times the sum of the pinball losses of both ends at the levels :math:`\alpha / 2` and
     :math:`1 - \alpha / 2`. Crossed ends are not put in order: their width is negative, and the two fines outweigh it.
 
+    Right to :math:`6 u` at a confidence level of 0.8, u being the roundoff of the wider dtype, float32 at least
+    (:doc:`/numerics`).
+
     Args:
         preds: Lower and upper ends :math:`l` and :math:`u`, in the units of ``target``. Shape ``(*, D, 2)``.
         target: Observed values. Shape ``(*, D)``.
@@ -81,6 +84,9 @@ def crps_loss(
     Quantile-Weighted Scoring Rules", 2011. :math:`w_q` is the width of the level's cell in [0, 1], bounded half way
     to its neighbours and by 0 and 1, so that the weights sum to one for any levels. The levels
     :math:`(k - 1/2) / Q` are the best: at Q = 99 they are right to 1e-3 of the score of a normal distribution.
+
+    Right to :math:`36 u` with levels of 0.1, 0.5 and 0.9, u being the roundoff of the wider dtype, float32 at least
+    (:doc:`/numerics`).
 
     Args:
         preds: Predicted quantiles, in the units of ``target``. Shape ``(*, D, Q)``.
