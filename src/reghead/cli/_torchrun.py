@@ -30,9 +30,11 @@ def joined(device: torch.device) -> Iterator[tuple[Processes, torch.device]]:
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt) and rank:
             raise  # the first process tells
-        if not _is_first_to_fail(store):
+        first = _is_first_to_fail(store)
+        lost = error.__cause__ is not None and is_lost_connection(error.__cause__)
+        if first is False or (first is None and not lost):
             raise SystemExit(2) from error  # it has the same error, or lost the connection to the one that has
-        if rank:
+        if rank:  # with no store, the first process is gone: killed, perhaps, and never to say a word
             error.add_note(f"(process {rank})")
         raise
     finally:
@@ -46,8 +48,9 @@ def is_lost_connection(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
 
 
-def _is_first_to_fail(store: Any) -> bool:
+def _is_first_to_fail(store: Any) -> bool | None:
+    """None where the store is gone, with the process that held it."""
     try:
         return bool(store.add("reghead failed", 1) == 1)
-    except RuntimeError:  # the store is gone, with the process that held it
-        return False
+    except RuntimeError:
+        return None

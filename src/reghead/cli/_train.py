@@ -226,6 +226,11 @@ def _kept(folder: RunDirectory | None, checkpoint: FileCheckpoint) -> Iterator[N
         yield
     except BaseException as error:
         if folder is None:
+            if is_lost_connection(error):
+                raise InputError(
+                    "the first process of this training has ended, and this one cannot go on without it; see what the "
+                    "first one said, if anything"
+                ) from error
             raise
         if isinstance(error, DivergedError):  # as it would again
             folder.discard()
