@@ -1,12 +1,16 @@
 """A file that keeps other processes away from a folder."""
 
+import contextlib
 import os
 import socket
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from reghead.cli._errors import InputError
+
+_WRITTEN_WITHIN = 10.0  # seconds
 
 
 class FolderLock:
@@ -38,7 +42,7 @@ class FolderLock:
             InputError: With the process, and what to do.
         """
         holder = self._holder()
-        if holder is not None and not _is_own(holder) and _runs(holder):
+        if holder is not None and self._is_held(holder):
             raise self._in_use(holder)
 
     def acquire(self) -> None:
@@ -55,7 +59,7 @@ class FolderLock:
                 holder = self._holder()
                 if holder is None:
                     continue  # released in between
-                if not _is_own(holder) and _runs(holder):
+                if self._is_held(holder):
                     raise self._in_use(holder) from None
                 self._take_over(holder)
             else:
@@ -88,6 +92,15 @@ class FolderLock:
             return self.path.read_text(encoding="utf-8", errors="replace")
         except FileNotFoundError:
             return None
+
+    def _is_held(self, holder: str) -> bool:
+        """Whether the process that a lock names is another, and may run."""
+        if holder:
+            return not _is_own(holder) and _runs(holder)
+        # Made, and nothing written yet: by a process that is just doing so, or was killed before.
+        with contextlib.suppress(FileNotFoundError):
+            return time.time() - self.path.stat().st_mtime < _WRITTEN_WITHIN
+        return False
 
     def _in_use(self, holder: str) -> InputError:
         process = " on ".join(holder.split()[:2]) or "unknown"

@@ -6,6 +6,7 @@ import re
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -449,6 +450,15 @@ def test_a_lock_that_cannot_be_asked_is_respected_and_the_message_says_how_to_me
         RunDirectory(out)
     lock.unlink()
     train(out).commit()
+
+
+def test_a_lock_that_nobody_wrote_into_for_a_while_is_taken_over(out: Path) -> None:
+    """Its process was killed after it had made the file, and before it had said who it is."""
+    lock = Path(f"{out}.lock")
+    lock.touch()
+    os.utime(lock, (time.time() - 60, time.time() - 60))
+    train(out).commit()
+    assert not lock.exists()
 
 
 def test_of_two_that_find_the_same_stale_lock_one_gets_it(out: Path, stranger: int) -> None:
