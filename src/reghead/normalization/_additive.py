@@ -51,7 +51,7 @@ def main_effects(deviation: Tensor, weight: Tensor, levels: Sequence[Tensor], si
             break
         image = scatter(weight * gather(direction))
         curvature = (direction * image).sum(dim=0)
-        step = torch.where(active & (curvature > 0), norm / curvature, 0.0)
+        step = torch.where(curvature > 0, norm / curvature, 0.0)  # 0 for a column that is solved: its norm is 0
         effects = effects + step * direction
         residual = residual - step * image
         scaled = preconditioner * residual

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from reghead._checks import reads_values
 
-_BLOCK = 1 << 15
+_BLOCK = 1 << 15  # pragma: no mutate
 
 
 def by_blocks(
@@ -34,7 +34,7 @@ def by_blocks(
         or (tensor.requires_grad and torch.is_grad_enabled())
     ):
         return function(tensor, ids).to(dtype)
-    size = max(1, _BLOCK * len(tensor) // tensor.numel())
+    size = max(1, _BLOCK * len(tensor) // tensor.numel())  # pragma: no mutate
     result = tensor.new_empty(tensor.shape, dtype=dtype)
     for start in range(0, len(tensor), size):
         rows = slice(start, start + size)

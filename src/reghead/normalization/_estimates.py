@@ -38,17 +38,18 @@ class Estimates:
 def estimate(statistics: GroupStatistics, layout: CellLayout, shrinkage: str, fallback: str) -> Estimates:
     """Location and scale of the cells in ``statistics``, whose first row is key 0: the rows in no cell."""
     total = statistics.total()
-    few = (total.count[0] > 0) & (total.count[0] <= 1) & (total.m2[0] > 0)
+    count = total.count[0]
+    few = (count > 0) & (count <= 1) & (total.m2[0] > 0)
     if few.any():
         raise ValueError(
-            f"the weights of all rows sum to {float(total.count[0][few][0]):g}, and a variance needs more than 1; "
+            f"the weights of all rows sum to {float(count[few][0]):g}, and a variance needs more than 1; "
             "they are frequencies, so multiply weights that sum to 1 by the number of rows"
         )
-    global_mean = torch.where(total.count[0] > 0, total.mean[0], torch.nan)
+    global_mean = torch.where(count > 0, total.mean[0], torch.nan)
     global_m2 = _significant(total)[0]
-    global_df = total.count[0] - 1
+    global_df = count - 1
     global_var = torch.where((global_df > 0) & (global_m2 > 0), global_m2 / global_df, 1.0)
-    global_var = torch.where(total.count[0] > 0, global_var, torch.nan)
+    global_var = torch.where(count > 0, global_var, torch.nan)
 
     cells = GroupStatistics(*(part[1:] for part in statistics.parts))
     n, df = cells.count, (cells.count - 1).clamp(min=0.0)
@@ -59,7 +60,7 @@ def estimate(statistics: GroupStatistics, layout: CellLayout, shrinkage: str, fa
 
     effects = n.new_full((layout.levels if fallback == "additive" else 0, n.shape[1]), torch.nan)
     unsampled_mean, unsampled_var = global_mean.expand_as(n), global_var
-    leverage = n / total.count[0].clamp(min=1.0)
+    leverage = n / count.clamp(min=1.0)
     if fallback == "additive":
         effects, unsampled_mean, leverage = _additive(cells, layout, global_mean)
         unsampled_var = pooled_var
@@ -96,7 +97,7 @@ def _additive(cells: GroupStatistics, layout: CellLayout, global_mean: Tensor) -
     average = cells.total()
     intercept = torch.where(count > 0, average.mean[0], global_mean)
     deviation = (cells.mean - average.mean) + (cells.mean_tail - average.mean_tail)
-    effects = main_effects(torch.where(cells.count > 0, deviation, 0.0), cells.count, levels, layout.levels)
+    effects = main_effects(deviation, cells.count, levels, layout.levels)
     fit, inverse_count = intercept.expand_as(cells.mean).clone(), torch.zeros_like(cells.mean)
     level_count = torch.zeros_like(effects)
     for level in levels:

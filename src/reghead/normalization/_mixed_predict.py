@@ -13,11 +13,11 @@ from reghead.normalization._mixed_rows import flat_features
 from reghead.normalization._mixed_solve import quadratic_form
 from reghead.normalization._mixed_state import MixedState
 
-_BLOCK = 1 << 15
+_BLOCK = 1 << 15  # pragma: no mutate
 # A row with no more than this of its own variance left determines its own prediction.
 _ALONE = 1e-9
 # What is gathered for a row at a time.
-_SAMPLES_AT_ONCE = 16
+_SAMPLES_AT_ONCE = 16  # pragma: no mutate
 
 
 class Rows(NamedTuple):

@@ -22,7 +22,7 @@ from reghead.normalization._mixed_iterate import Iterated, conjugate_gradients
 from reghead.normalization._mixed_solve import ReducedEquations, factorize, tells_levels, weights
 
 # Numbers in what is gathered for a block of profiles: in cache, a product is several times faster.
-_BLOCK = 1 << 18
+_BLOCK = 1 << 18  # pragma: no mutate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,7 @@ class ProfileEquations(ReducedEquations):
 
     def blocks(self, columns: int) -> Iterator[slice]:
         """The profiles, block by block, for a number of columns."""
-        size = max(1, _BLOCK // columns)
+        size = max(1, _BLOCK // columns)  # pragma: no mutate
         return (slice(start, start + size) for start in range(0, len(self.count), size))
 
     @cached_property

@@ -22,7 +22,7 @@ from torch import Tensor
 SMALLEST_VARIANCE = 1e-10
 _EPSILON = torch.finfo(torch.float64).eps
 # Numbers that products pooled by distinct count may take, 160 MB.
-_POOL_LIMIT = 20_000_000
+_POOL_LIMIT = 20_000_000  # pragma: no mutate
 # Relative additions to the diagonal of a matrix that rounding keeps from being positive definite.
 _JITTERS = tuple(10.0**power for power in range(-15, -1))
 
@@ -94,7 +94,7 @@ class Equations(ReducedEquations):
     def _pooled(self) -> Tensor | None:
         """Products of the means of cells with one count: few counts make thousands of cells one sum."""
         distinct, which = self._distinct
-        if 2 * len(distinct) > len(which) + 2 or len(distinct) * self.gram.numel() > _POOL_LIMIT:
+        if 2 * len(distinct) > len(which) + 2 or len(distinct) * self.gram.numel() > _POOL_LIMIT:  # pragma: no mutate
             return None
         ones = torch.ones_like(self.count)
         return torch.stack([self._products(rows, ones[rows]) for rows in _groups(which)])

@@ -7,7 +7,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-_BLOCK = 1 << 15
+_BLOCK = 1 << 15  # pragma: no mutate
 
 
 @dataclass(frozen=True)

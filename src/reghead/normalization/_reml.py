@@ -10,8 +10,8 @@ from torch import Tensor
 from reghead.normalization._mixed_solve import Equations, Solution, solve, weights
 
 _START = 0.5
-_MAX_STEPS = 200
-_MAX_HALVINGS = 20
+_MAX_STEPS = 200  # no search needs as many; pragma: no mutate
+_MAX_HALVINGS = 20  # pragma: no mutate
 # Variances beyond sinh(15)^2 = 3e12 of the residual one are rounding.
 _LARGEST = 15.0
 # More than sinh(7.6)^2 = 1e6 of a coefficient's would let rounding choose between features that determine the target.
@@ -86,7 +86,7 @@ class Search:
 
     def rate(self, x: Tensor) -> Tensor:
         """The derivatives of the logarithms of the ratios."""
-        return torch.where(x == 0, 0.0, 2 / torch.where(x == 0, 1.0, x).tanh())
+        return torch.where(x == 0, 0.0, 2 / x.tanh())
 
     def curvature(self, x: Tensor, slope: Tensor, information: Tensor) -> Tensor:
         """Second derivatives, given the slope and the average information by the logarithms of the ratios."""

@@ -15,7 +15,7 @@ from reghead.normalization._reml import Search
 _SEARCH_TOLERANCE = 1e-5
 # What is left to gain of the deviance when the search ends: a thousandth of a component's standard error.
 _GAIN = 1e-6
-_MAX_STEPS = 50
+_MAX_STEPS = 50  # a search that needs as many is warned of; pragma: no mutate
 _MAX_HALVINGS = 6
 # Components without which the deviance is at most this much higher may be 0, which is then looked at.
 _DOUBTFUL = 1.0

@@ -234,6 +234,27 @@ def test_weights_that_sum_to_one_are_refused() -> None:
         CategoryNormalizer().fit(torch.tensor([[1.0], [3.0]]), weight=torch.tensor([0.5, 0.5]))
 
 
+def test_degrees_of_freedom_of_weights_that_hardly_exceed_one() -> None:
+    y = torch.tensor([[1.0, 1.0], [3.0, 3.0]], dtype=F64)
+    with pytest.raises(ValueError, match=r"the weights of all rows sum to 0\.8, and a variance needs more than 1"):
+        CategoryNormalizer().fit(y, weight=torch.tensor([[1.0, 0.4], [1.0, 0.4]]))
+    # Mean 2, sum of squares 1.25, 0.25 degrees of freedom.
+    table = CategoryNormalizer().fit(y, weight=torch.full((2,), 0.625)).statistics()
+    assert_close(table.scale, torch.full((1, 2), math.sqrt(5), dtype=F64))
+    # Without spread there is nothing to divide: one row of half the weight is that row.
+    assert CategoryNormalizer().fit(y[:1], weight=torch.tensor([0.5])).statistics().scale.tolist() == [[1, 1]]
+
+
+@pytest.mark.parametrize("shrinkage", ["none", "empirical_bayes"])
+def test_a_cell_whose_weights_sum_to_no_more_than_one_borrows_the_pooled_scale(shrinkage: str) -> None:
+    """It has no degree of freedom, whatever the spread of its rows, which then is no part of the pooled one."""
+    y, weight = column(0, 50, 2, 4, 5, 11), torch.tensor([0.4, 0.4, 1, 1, 1, 1])
+    variance = by_location(shrinkage=shrinkage).fit(y, at(1, 1, 2, 2, 3, 3), weight=weight).statistics().scale ** 2
+    assert_close(variance[1].item(), (2 + 18) / 2)
+    if shrinkage == "none":
+        assert_close(variance[2:].flatten(), torch.tensor([2.0, 18.0], dtype=F64))
+
+
 def test_from_config_takes_the_columns_it_names() -> None:
     config = NormalizerConfig(by=["location"], shrinkage="empirical_bayes", transform="log")
     normalizer = CategoryNormalizer.from_config(config, {"season": 3, "location": 5})

@@ -1,12 +1,14 @@
 """What the mixed model refuses, and what it says."""
 
+import re
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from reghead.normalization import MixedEffects
+from reghead._warnings import RegheadWarning
+from reghead.normalization import MixedEffects, _mixed_iterate, _mixed_state, _reml_sampled
 
 IDS = {"a": torch.tensor([1, 1, 2, 2, 3, 3])}
 Y = torch.tensor([[1.0], [2.0], [4.0], [3.0], [9.0], [7.0]])
@@ -164,3 +166,56 @@ def test_a_state_dict_of_another_model_or_a_part_of_one() -> None:
         MixedEffects({"a": 5}).load_state_dict(state)
     with pytest.raises(ValueError, match="the description of a MixedEffects must have cardinalities, cells, shr"):
         MixedEffects._from_description({"cells": True})
+
+
+def test_the_first_column_that_is_wrong_is_named() -> None:
+    nan, inf = torch.nan, torch.inf
+    with pytest.raises(ValueError, match=r"got an infinite value in column 1$"):
+        MixedEffects().fit(torch.tensor([[1.0, 2.0, -inf, 1.0], [1.0, inf, inf, 2.0]]))
+    with pytest.raises(ValueError, match="but column 1 has none"):
+        MixedEffects().fit(torch.tensor([[1.0, nan, nan, 1.0], [1.0, nan, nan, 2.0]]))
+    with pytest.raises(ValueError, match="the weights of column 1 sum to 1 for 1; weights"):
+        MixedEffects().fit(torch.tensor([[1.0, nan, nan], [1.0, 3.0, 2.0]]))
+    wrong = torch.zeros(6, 4)
+    wrong[2, 1:3] = torch.tensor([nan, inf])
+    with pytest.raises(ValueError, match="features must be finite, got NaN or an infinite value in column 1; fill"):
+        MixedEffects().fit(Y, features=wrong)
+    with pytest.raises(ValueError, match="features must be finite, got NaN or an infinite value in column 0; fill"):
+        fitted().update(Y, IDS, X / 0)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (5, 1), (6, 1, 1), (1, 6, 1)])
+def test_features_of_any_other_shape(shape: tuple[int, ...]) -> None:
+    with pytest.raises(
+        ValueError, match=r"features must have shape \(\*, F\) with the leading dimensions \(6,\) of targ"
+    ):
+        fitted()(Y, IDS, torch.zeros(shape))
+    with pytest.raises(ValueError, match="features must have shape"):
+        fitted().predict({"a": IDS["a"][:2]}, torch.zeros(())) if not shape else fitted().fit(
+            Y, IDS, torch.zeros(shape)
+        )
+
+
+def test_advice_is_for_what_it_would_help() -> None:
+    model = fitted()
+    for tensor, options in ((Y.expand(6, 2), {}), (torch.ones(()), {}), (Y[:, 0], {"output_dim": -2})):
+        with pytest.raises(ValueError, match=rf"with D = 1, got {re.escape(str(tuple(tensor.shape)))}$"):
+            model.inverse(tensor, IDS, X, **options)  # type: ignore[arg-type]
+    two = MixedEffects({"a": 5}).fit(Y.expand(6, 2), IDS)
+    with pytest.raises(ValueError, match=r"with D = 2, got \(6,\)$"):
+        two(Y[:, 0], IDS)
+
+
+@pytest.mark.parametrize(("module", "name"), [(_mixed_iterate, "MAX_ITERATIONS"), (_reml_sampled, "_MAX_STEPS")])
+def test_warnings_of_equations_that_are_iterated_point_at_the_call_of_fit(
+    module: Any, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_mixed_state, "MAX_LEVELS", 0)
+    monkeypatch.setattr(module, name, 1)
+    rng = torch.Generator().manual_seed(0)
+    ids = {c: torch.randint(1, 30, (300,), generator=rng) for c in "ab"}
+    y = 2 * torch.randn(30, 1, generator=rng)[ids["a"]] + torch.randn(300, 1, generator=rng)
+    call = compile("MixedEffects({'a': 30, 'b': 30}).fit(y, ids)", "the caller", "exec")
+    with pytest.warns(RegheadWarning) as caught:
+        exec(call, {"MixedEffects": MixedEffects, "y": y, "ids": ids})
+    assert {warning.filename for warning in caught} == {"the caller"}

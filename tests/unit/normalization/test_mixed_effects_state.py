@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from _mixed_effects import Whole
-from reghead.normalization import MixedEffects
+from reghead.normalization import MixedEffects, _mixed_state
 
 F64 = torch.float64
 SIZES = {"location": 5, "season": 4}
@@ -61,6 +61,45 @@ def test_an_unfitted_module_round_trips_too() -> None:
     other = MixedEffects(SIZES)
     other.load_state_dict(MixedEffects(SIZES).state_dict(), strict=True)
     assert not other.is_fitted
+
+
+def test_a_dense_matrix_is_for_as_many_sampled_levels_as_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The unknown one is none of them, nor are those without rows."""
+    ids = {"location": torch.tensor([0, 1, 2, 2, 1, 1]), "season": torch.tensor([1, 1, 3, 3, 0, 3])}
+    y = torch.tensor([[1.0], [2.0], [4.0], [5.0], [7.0], [1.0]], dtype=F64)
+    for most, levels in ((4, 4), (3, 0)):
+        monkeypatch.setattr(_mixed_state, "MAX_LEVELS", most)
+        model = MixedEffects(SIZES, cells=False).fit(y, ids)
+        assert model.inverse_matrix.shape[1] == (1 + 1 + levels if levels else 0)
+        assert (model.samples.numel() == 0) == bool(levels)
+
+
+@pytest.mark.parametrize("iterated", [False, True])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_statistics_of_any_other_shape_are_refused(
+    iterated: bool, groups: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever it is, longer or shorter by one in any dimension, or with another number of them."""
+    monkeypatch.setattr(_mixed_state, "MAX_LEVELS", 0 if iterated else 2_000)
+    y, ids, x = inputs(50)
+    y[0, 0] = torch.nan if groups == 2 else 0.0
+    model = MixedEffects(SIZES).fit(y, ids, x)
+    state, before = model.state_dict(), answers(model)
+    assert model.gram.shape[0] == groups
+    for name, tensor in state.items():
+        if name.endswith("extra_state"):
+            continue
+        with pytest.raises(
+            ValueError, match=rf"state_dict's {name} must have {tensor.ndim} dimensions, got {tensor.ndim + 1}"
+        ):
+            model.load_state_dict(state | {name: tensor.unsqueeze(0)})
+        for dim in range(tensor.ndim):
+            if tensor.shape[dim] and (name, dim) != ("samples", 2):  # any number of samples will do
+                for wrong in (tensor.narrow(dim, 0, tensor.shape[dim] - 1), torch.cat([tensor, tensor], dim=dim)):
+                    with pytest.raises(ValueError, match=r"must have shape .* to go with its other statistics, got"):
+                        model.load_state_dict(state | {name: wrong})
+    for ours, theirs in zip(answers(model), before, strict=True):
+        assert torch.equal(ours, theirs)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])

@@ -1,6 +1,7 @@
 """What a normalizer refuses, and what it says."""
 
 import math
+import re
 import warnings
 
 import pytest
@@ -65,6 +66,14 @@ def test_a_target_without_columns_is_refused_with_advice() -> None:
     two = by_location().fit(torch.ones(2, 2), at(1, 1))
     with pytest.raises(ValueError, match=r"has shape \(2,\), but target has only the leading dimensions \(\)"):
         two(y, at(1, 1))
+
+
+def test_the_first_column_that_is_wrong_is_named() -> None:
+    nan, inf = math.nan, math.inf
+    with pytest.raises(ValueError, match=r"got an infinite value in column 1$"):
+        by_location().fit(torch.tensor([[1.0, 2.0, -inf, 1.0], [1.0, inf, inf, 2.0]]), at(1, 1))
+    with pytest.raises(ValueError, match="but column 1 has none"):
+        by_location().fit(torch.tensor([[1.0, nan, nan, 1.0], [1.0, nan, nan, 2.0]]), at(1, 1))
 
 
 def test_use_before_fit_is_refused() -> None:
@@ -136,6 +145,32 @@ def test_quantiles_without_their_dimension_are_told_of_it() -> None:
     normalizer = CategoryNormalizer().fit(torch.randn(10, 1))
     with pytest.raises(ValueError, match=r"got \(4, 1, 3\); give output_dim=-2 with quantiles$"):
         normalizer.inverse(torch.randn(4, 1, 3))
+
+
+@pytest.mark.parametrize("shape", [(5, 3, 7), (5, 1, 7), (2, 7), (7,), ()])
+def test_other_shapes_get_no_advice_that_would_not_help(shape: tuple[int, ...]) -> None:
+    normalizer = CategoryNormalizer().fit(torch.tensor([[1.0, 2.0], [3.0, 5.0]]))
+    got = re.escape(f"with D = 2, got {shape}") + "$"
+    with pytest.raises(ValueError, match=got):
+        normalizer(torch.ones(shape))
+    with pytest.raises(ValueError, match=got):
+        normalizer.inverse(torch.ones(shape))
+    with pytest.raises(ValueError, match=got):
+        normalizer.inverse_scale(torch.ones(shape))
+
+
+def test_advice_is_for_the_call_that_was_made() -> None:
+    two, one = (CategoryNormalizer().fit(torch.randn(10, d)) for d in (2, 1))
+    for tensor in (torch.ones(4, 2, 3), torch.ones(6, 4, 2, 3)):
+        for call in (two.inverse, two.inverse_scale):
+            with pytest.raises(ValueError, match=r"; give output_dim=-2 with quantiles$"):
+                call(tensor)
+        with pytest.raises(ValueError, match=re.escape(f"got {tuple(tensor.shape)}") + "$"):
+            two(tensor)  # targets have no quantiles
+    with pytest.raises(ValueError, match=r"with D = 1, got \(4,\)$"):
+        one.inverse(torch.ones(4), output_dim=-2)
+    with pytest.raises(ValueError, match=r"got \(4,\); use std_or_width.unsqueeze\(-1\)$"):
+        one.inverse_scale(torch.ones(4))
 
 
 def test_an_encoder_in_the_place_of_its_cardinalities_is_told_of_them() -> None:

@@ -142,6 +142,58 @@ def test_a_state_dict_whose_parts_disagree_is_refused_and_changes_nothing() -> N
     assert torch.equal(normalizer(y, ids), before)
 
 
+@pytest.mark.parametrize("sparse", [False, True])
+def test_statistics_that_were_changed_are_refused_and_change_nothing(sparse: bool) -> None:
+    """Keys are searched in and say where to look in tables; a scale is divided by."""
+    size = 2**25 if sparse else 7
+    y, ids = data()
+    normalizer = CategoryNormalizer({"location": size, "season": size}).fit(y, ids)
+    before, state = normalizer(y, ids), normalizer.state_dict()
+    keys = state["cell_keys"]
+    for at, key in ((0, -1), (0, 1), (1, 0), (2, int(keys[1])), (3, int(keys[1])), (-1, size**2), (-1, -5)):
+        changed = keys.clone()
+        changed[at] = key
+        with pytest.raises(ValueError, match=rf"cell_keys must be 0 and increasing numbers below {size**2}, the numb"):
+            normalizer.load_state_dict(state | {"cell_keys": changed})
+    for place in ((0, 0), (-1, 2)):
+        for value in (0.0, -0.5):
+            scale = state["scale"].clone()
+            scale[place] = value
+            with pytest.raises(ValueError, match=f"state_dict's scale must be positive, got {value:g}"):
+                normalizer.load_state_dict(state | {"scale": scale})
+    assert torch.equal(normalizer(y, ids), before)
+    last = keys.clone()
+    last[-1] = size**2 - 1
+    normalizer.load_state_dict(state | {"cell_keys": last})
+
+
+def test_statistics_of_any_other_shape_are_refused() -> None:
+    """Whichever it is, longer or shorter by one in any dimension, or with one more of them."""
+    y, ids = data()
+    for fallback in ("global", "additive"):
+        normalizer = CategoryNormalizer(CARDINALITIES, fallback=fallback).fit(y, ids)  # type: ignore[arg-type]
+        state, before = normalizer.state_dict(), normalizer(y, ids)
+        for name, tensor in state.items():
+            if name.endswith("extra_state"):
+                continue
+            for dim in range(tensor.ndim):
+                size = tensor.shape[dim]
+                wrongs = [torch.cat([tensor, tensor], dim=dim)] if size else []
+                wrongs += [tensor.narrow(dim, 0, size - 1)] if size else []
+                for wrong in (*wrongs, tensor.unsqueeze(-1)):
+                    with pytest.raises(ValueError, match=r"must have shape .* to go with cell_mean, got \("):
+                        normalizer.load_state_dict(state | {name: wrong})
+        assert torch.equal(normalizer(y, ids), before)
+
+
+def test_a_state_dict_on_the_meta_device_has_shapes_alone() -> None:
+    y, ids = data()
+    state = CategoryNormalizer(CARDINALITIES).fit(y, ids).state_dict()
+    on_meta = CategoryNormalizer(CARDINALITIES).to("meta")
+    on_meta.load_state_dict({name: t if name.endswith("extra_state") else t.to("meta") for name, t in state.items()})
+    assert on_meta.location.shape == state["location"].shape
+
+
 def test_a_description_with_other_keys_is_refused() -> None:
     with pytest.raises(ValueError, match=r"must have cardinalities, shrinkage, .*, got \['cardinalities'\]"):
         CategoryNormalizer._from_description({"cardinalities": {}})
