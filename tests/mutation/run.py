@@ -4,7 +4,7 @@
     python tests/mutation/run.py --count 500 --workers 2
 
 Cosmic Ray makes the changes; a fixed seed draws them from all it could make in the packages below, but for those that
-no test can tell (annotations, and lines with ``# pragma: no mutate``, which decide how fast a result comes and not
+no test can tell (annotations, ``strict=True``, and lines with ``# pragma: no mutate``, which decide how fast a result comes and not
 which) and those that any call would (bits of floats). A change is tried on the tests that run
 its line, those of its own package first, until one fails. Each worker has a copy of the tree. The report names the
 survivors, to be judged by a reader. ``--tests`` keeps which test runs which line, for the next run; with ``--earlier``
@@ -89,7 +89,7 @@ def tells(mutant: Mutant) -> bool:
 
 
 def unobservable(path: Path) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-    """Where a change means nothing: annotations, and what is for type checkers only."""
+    """Where a change means nothing: annotations, what is for type checkers only, and ``strict`` of zip, a belief."""
     spans: list[ast.AST] = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.FunctionDef):
@@ -105,6 +105,8 @@ def unobservable(path: Path) -> list[tuple[tuple[int, int], tuple[int, int]]]:
             spans += [d for d in node.decorator_list if ast.unparse(d) == "overload"]
         elif isinstance(node, ast.AnnAssign):
             spans.append(node.annotation)
+        elif isinstance(node, ast.keyword) and node.arg == "strict":
+            spans.append(node.value)
         elif isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
             spans.append(node)
     return [((s.lineno, s.col_offset), (s.end_lineno or 0, s.end_col_offset or 0)) for s in spans]  # type: ignore[attr-defined]

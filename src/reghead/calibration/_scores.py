@@ -108,7 +108,7 @@ class QuantileScore:
         lower, upper = self.split(preds)
         if crossed := int((lower > upper).any(-1).sum()):
             warnings.warn(
-                f"{crossed} of {lower[..., 0].numel()} predictions have a lower quantile above its upper one; their "
+                f"{crossed} of {self.lead(preds).numel()} predictions have a lower quantile above its upper one; their "
                 "intervals are wider than need be; order them with reghead.functional.sort_quantiles, here and when "
                 "predicting",
                 RegheadWarning,

@@ -9,6 +9,9 @@ from reghead.functional._parameters import Base, check_parameter
 from reghead.functional._pointwise import MAE, MSE, huber
 from reghead.functional._product import Product, reduce_product
 
+FAR_APART = 2.0**20  # pragma: no mutate
+"""From this ratio on, penalties are applied one by one: well before float32 would need it."""
+
 
 def asymmetric_loss(
     preds: Tensor,
@@ -33,6 +36,8 @@ def asymmetric_loss(
     With two equal penalties of 1 it is the symmetric loss :math:`b`. With ``base="mae"`` it is
     ``over_penalty + under_penalty`` times the pinball loss at the level
     ``under_penalty / (over_penalty + under_penalty)``; with ``base="mse"`` it is an expectile loss likewise.
+
+    Right to :math:`6 u`, u being the roundoff of the wider dtype, float32 at least (:doc:`/numerics`).
 
     Args:
         preds: Predictions, in the units of ``target``. Shape ``(*, D)``.
@@ -88,6 +93,9 @@ def expectile_loss(
     Newey and Powell, "Asymmetric Least Squares Estimation and Testing", 1987, eq. 2.1. The 0.5-expectile is the
     mean, and its loss is half the squared error.
 
+    Right to :math:`6 u` at a level of 0.3, u being the roundoff of the wider dtype, float32 at least
+    (:doc:`/numerics`).
+
     Args:
         preds: Predicted expectiles, in the units of ``target``. Shape ``(*, D)``.
         target: Observed values. Shape ``(*, D)``.
@@ -119,7 +127,7 @@ def expectile_loss(
 
 def have_one_scale(over: float, under: float) -> bool:
     """Whether penalties may be written as one and a ratio; otherwise that, or what it multiplies, leaves float32."""
-    return 2.0**-20 < over / under < 2.0**20
+    return max(over / under, under / over) < FAR_APART
 
 
 def by_side(symmetric: Product, over: float, under: float) -> Product:

@@ -9,11 +9,11 @@ from torch import Tensor
 from reghead._checks import check_last_dim, reads_values
 from reghead.functional._lookup import align, lookup, sum_by_id
 
-CHUNK = 2**18
+CHUNK = 2**18  # pragma: no mutate
 """Elements that are gathered at a time: what is gathered is used while it is in the cache, and not kept."""
 
 
-WIDE = 2**16
+WIDE = 2**16  # pragma: no mutate
 """Elements of features below which plain operations take less time than a function of our own."""
 
 
@@ -72,7 +72,7 @@ def film_by_id(x: Tensor, gamma: Tensor, beta: Tensor, ids: Tensor) -> Tensor:
     if (
         reads_values(x)  # first: an export must not see a bound on the rows
         and x.shape[-1] > 1
-        and x.numel() >= WIDE
+        and x.numel() >= WIDE  # pragma: no mutate
         and x.dtype in (torch.float32, torch.float64)
         and gamma.dtype == beta.dtype == x.dtype
         and ids.shape == x.shape[:-1]

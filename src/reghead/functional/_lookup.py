@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from reghead._checks import reads_values
 
-BAG_ROWS = 2048
+BAG_ROWS = 2048  # pragma: no mutate
 """From so many rows on, sorting them by id pays before they are summed."""
 
 
@@ -55,7 +55,7 @@ def sum_by_id(rows: Sequence[Tensor], ids: Tensor, number: int) -> list[Tensor]:
     if torch.is_grad_enabled() or len(ids) < BAG_ROWS or not reads_values(rows[0]):
         return [r.new_zeros(number, width).index_add(0, ids, r) for r in rows]
     # Bags of rows, sorted by id, are summed up to ten times faster than rows are added one by one, and in that order.
-    order = (ids.to(torch.int16) if number < 2**15 else ids).argsort(stable=True)
+    order = (ids.to(torch.int16) if number <= torch.iinfo(torch.int16).max else ids).argsort(stable=True)
     ends = torch.bincount(ids, minlength=number).cumsum(0)
     starts = torch.cat([ends.new_zeros(1), ends[:-1]])
     return [F.embedding_bag(order, r, starts, mode="sum") for r in rows]

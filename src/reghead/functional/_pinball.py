@@ -144,6 +144,6 @@ def check_quantile_shape(preds: Tensor, target: Tensor, levels: int) -> None:
     hint = ""
     if target.ndim and preds.shape == (*target.shape[:-1], target.shape[-1] * levels):
         hint = f"a flat head needs unflatten(-1, ({target.shape[-1]}, {levels}))"
-    elif preds.ndim == target.ndim + 2 and preds.shape == (*target.shape, 1, levels):
+    elif preds.shape == (*target.shape, 1, levels):
         hint = "use target.unsqueeze(-1)"
     check_shape("preds", preds, (*target.shape, levels), "(*target.shape, Q)", hint)

@@ -14,7 +14,7 @@ from reghead.functional import lookup
 from reghead.functional._lookup import check_one_shape, joint_ids
 from reghead.nn._part import CategoryPart
 
-JOINT_ROWS = 1024
+JOINT_ROWS = 1024  # pragma: no mutate
 """Up to so many combinations of categories, one gather from a joint table is cheaper than one gather a column."""
 
 

@@ -11,19 +11,19 @@ from reghead._checks import reads_values
 Hidden: TypeAlias = Callable[[Tensor, int, Tensor | None], Tensor]
 """What follows hidden linear layer ``layer``: ``hidden(h, layer, rows)`` with the rows in ``h``, None for all."""
 
-LOOP_ROWS = 768
+LOOP_ROWS = 768  # pragma: no mutate
 """From so many rows on, in eager mode on a CPU, a loop over experts beats one batched product."""
 
-LOOP_ALL = 2**15
+LOOP_ALL = 2**15  # pragma: no mutate
 """So it does with more rows of all experts together than that: their hidden layers no longer fit the cache."""
 
-SPARSE_WEIGHTS = 2**13
+SPARSE_WEIGHTS = 2**13  # pragma: no mutate
 """With fewer weights than that, rows times experts, one product over all experts beats dealing rows out."""
 
-EXPERT_ROWS = 128
+EXPERT_ROWS = 128  # pragma: no mutate
 """An expert more in a loop costs as much as so many rows of padding in one batched product."""
 
-ROWS_PER_CELL = 8
+ROWS_PER_CELL = 8  # pragma: no mutate
 """With fewer rows a cell than that, one product over all experts beats parameters mixed cell by cell."""
 
 
@@ -53,7 +53,7 @@ def sparse_mixture(
     """
     if not reads_values(x) or routing.numel() < SPARSE_WEIGHTS:
         return dense_mixture(x, weights, biases, routing, hidden)
-    share, expert = routing.topk(top_k) if top_k > 1 else routing.max(-1, keepdim=True)
+    share, expert = routing.topk(top_k) if top_k > 1 else routing.max(-1)
     experts, expert = routing.shape[1], expert.flatten()
     counts = torch.bincount(expert, minlength=experts)
     order = expert.argsort(stable=True)
@@ -127,7 +127,7 @@ def mixed_parameters(
     for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
         # sum_e w_e (h W_e + b_e): one product against all experts side by side.
         each = torch.addmm(bias.flatten(), h, weight.transpose(0, 1).flatten(1))
-        h = torch.einsum("neo,ne->no", torch.unflatten(each, -1, bias.shape), routing.to(each.dtype))
+        h = torch.einsum("neo,ne->no", torch.unflatten(each, 1, bias.shape), routing.to(each.dtype))
         if layer + 1 < len(weights):
             h = hidden(h, layer, None)
     return h

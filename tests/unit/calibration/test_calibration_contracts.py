@@ -161,6 +161,9 @@ def test_repr() -> None:
         "not conformalized)"
     )
     assert "6 categories" in repr(conformalized("quantiles"))
+    only = SplitConformal([0.5, 0.8]).conformalize(torch.zeros(9, 1), torch.ones(9, 1))
+    assert repr(only).startswith("SplitConformal(confidence_level=[0.8, 0.5], groups={}, ")
+    assert repr(only).endswith("unseen='parent', 0 categories)")
 
 
 def test_the_order_of_the_columns_does_not_matter() -> None:

@@ -90,6 +90,14 @@ def test_crossing_predictions_are_reported_not_hidden() -> None:
         ConformalizedQuantiles(LEVELS).conformalize(PREDS, TARGET)
 
 
+def test_a_prediction_counts_as_crossing_once_and_in_every_column() -> None:
+    crossed = PREDS[:6].clone()
+    crossed[1] = crossed[1].flip(-1)  # in both columns, and in both pairs of levels
+    crossed[4, 1, 1:4] = crossed[4, 1, 1:4].flip(-1)  # in one column and the inner pair
+    with pytest.warns(RegheadWarning, match="^3 of 12 predictions have a lower quantile above its upper one"):
+        ConformalizedQuantiles(LEVELS).conformalize(crossed.view(2, 3, 2, 5), TARGET[:6].view(2, 3, 2))
+
+
 def test_scores_in_units_of_a_predicted_spread() -> None:
     scale = torch.linspace(0.5, 2, 400, dtype=torch.float64).unsqueeze(-1).expand(400, 2)
     conformal = ConformalizedQuantiles(LEVELS, scaled=True).conformalize(PREDS, scale * TARGET, scale=scale)

@@ -170,6 +170,41 @@ def test_leading_dimensions() -> None:
     assert torch.equal(per_sequence.view(200, 2, 2), per_row)
 
 
+@pytest.mark.parametrize("of_ids", [(4, 5, 10), (4, 5), (4,)])
+@pytest.mark.parametrize("of_mask", [(4, 5, 10, 2), (4, 5, 10), (4,)])
+def test_every_argument_has_leading_dimensions_of_the_predictions(
+    of_ids: tuple[int, ...], of_mask: tuple[int, ...]
+) -> None:
+    rng = torch.Generator().manual_seed(4)
+    ids = torch.randint(0, 6, of_ids, generator=rng)
+    mask = torch.rand(of_mask, generator=rng) < 0.8
+    scale = torch.rand(4, 5, 10, 2, generator=rng, dtype=torch.float64) + 0.5
+    row_ids = ids[(..., *(None,) * (3 - ids.ndim))].expand(4, 5, 10).reshape(200)
+    row_mask = mask[(..., *(None,) * (4 - mask.ndim))].expand(4, 5, 10, 2).reshape(200, 2)
+    preds, target = PREDS.view(4, 5, 10, 2), TARGET.view(4, 5, 10, 2)
+    conformal, flat = (SplitConformal(0.7, groups={"site": 7}, scaled=True, pooling=2.0) for _ in range(2))
+    conformal.conformalize(preds, target, {"site": ids}, scale, mask=mask)
+    flat.conformalize(PREDS, TARGET, {"site": row_ids}, scale.view(200, 2), mask=row_mask)
+    for name, buffer in flat.named_buffers():
+        assert torch.equal(conformal.get_buffer(name), buffer)
+    ends = conformal(preds, {"site": ids}, scale)
+    assert ends.shape == (4, 5, 10, 2, 2)
+    assert torch.equal(ends.view(200, 2, 2), flat(PREDS, {"site": row_ids}, scale.view(200, 2)))
+    with pytest.raises(ValueError, match="categories must have the leading dimensions of preds without its columns"):
+        conformal(preds, {"site": torch.ones(4, 5, 10, 2, dtype=torch.int64)}, scale)
+    with pytest.raises(ValueError, match="categories must have the leading dimensions of preds without its columns"):
+        conformal(preds, {"site": torch.ones(4, 6, dtype=torch.int64)}, scale)
+
+
+def test_what_is_refused_is_counted_by_column_where_it_counts() -> None:
+    target, mask = TARGET[:6].clone(), torch.ones(6, 2, dtype=torch.bool)
+    target[0, 0] = target[1, 0] = target[2, 1] = target[3, 1] = target[4, 1] = torch.nan
+    mask[1, 0] = mask[5, 1] = False
+    message = "scores must not be NaN, but by target column [1, 3] rows have a NaN in preds, target or scale"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        SplitConformal([0.5, 0.6]).conformalize(PREDS[:6], target, mask=mask)
+
+
 def test_a_failed_call_changes_nothing_and_a_second_one_forgets_the_first() -> None:
     conformal = SplitConformal(0.9).conformalize(PREDS, TARGET)
     before = conformal.offsets.clone()
@@ -244,6 +279,16 @@ ONE = torch.ones(3, 1)
             lambda: SplitConformal(0.9).conformalize(ONE, ONE)(torch.ones(3, 2)),
             ValueError,
             "preds must have D = 1 target columns as at conformalize, got preds of shape (3, 2)",
+        ),
+        *(
+            (
+                lambda shape=shape: SplitConformal(0.9, groups={"site": 6}).conformalize(PREDS, TARGET, SITE)(
+                    torch.ones(shape), {"site": torch.zeros(shape[:-1], dtype=torch.int64)}
+                ),
+                ValueError,
+                f"preds must have D = 2 target columns as at conformalize, got preds of shape {shape}",
+            )
+            for shape in ((), (1,), (3, 1), (2, 3), (2, 2, 4))
         ),
         (
             lambda: SplitConformal([0.8, 0.9]).conformalize(ONE, ONE).interval(ONE),

@@ -95,7 +95,9 @@ def test_sums_by_id_are_those_of_a_loop(seed: int, number: int) -> None:
     expected = torch.stack([rows[ids == i].sum(0) for i in range(number)])
     with torch.no_grad():
         sorted_first = sum_by_id([rows, 2 * rows], ids, number)
+        (alone,) = sum_by_id([rows], ids, number)
     assert_close(sorted_first, [expected, 2 * expected])
+    assert_close(alone, expected)
     assert_close(sum_by_id([rows], ids, number), [expected])
     assert_close(sum_by_id([rows[:7]], ids[:7], number)[0].sum(0), rows[:7].sum(0))
 
@@ -128,3 +130,69 @@ def test_a_trace_holds_for_other_ids_and_can_be_saved(always: None) -> None:
         traced = torch.jit.trace(film_by_id, (x, gamma, beta, ids))
         torch.jit.save(traced, io.BytesIO())
     assert_close(traced(*others), film_by_id(*others))
+
+
+def waiting(out: Tensor, *owned: Tensor) -> int:
+    """How many numbers wait for the backward pass of ``out``, beside the caller's own tensors."""
+    mine, seen, todo = {t.untyped_storage().data_ptr() for t in owned}, {}, [out.grad_fn]
+    while todo:
+        node = todo.pop()
+        if node is not None:
+            kept = [getattr(node, name) for name in dir(node) if name.startswith("_saved_") and name[7:8] != "_"]
+            kept += getattr(node, "saved_tensors", ())
+            for tensor in kept:
+                if isinstance(tensor, Tensor) and tensor.untyped_storage().data_ptr() not in mine:
+                    seen[tensor.data_ptr()] = tensor.numel()
+            todo += [parent for parent, _ in node.next_functions]
+    return sum(seen.values())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(2**12,), (2**6, 2**6)])
+def test_no_factor_of_a_row_waits_for_the_backward_pass(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    drawn = draw(0, 2**12, 3, 16, dtype)
+    x, ids = drawn[0].reshape(*shape, 16), drawn[3].reshape(shape)
+    x, gamma, beta = (t.requires_grad_() for t in (x, drawn[1], drawn[2]))
+    assert x.numel() >= module.WIDE
+    assert waiting(film_by_id(x, gamma, beta, ids), x, gamma, beta, ids) == 0
+    assert waiting(film(x, lookup(gamma, ids), lookup(beta, ids)), x, gamma, beta, ids) >= x.numel()
+
+
+@pytest.mark.usefixtures("always")
+@pytest.mark.parametrize("of_x", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("of_gamma", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("of_beta", [torch.bfloat16, torch.float32, torch.float64])
+def test_dtypes_may_differ(of_x: torch.dtype, of_gamma: torch.dtype, of_beta: torch.dtype) -> None:
+    x, gamma, beta, ids = draw(0, 12, 3, 4)
+    x, gamma, beta = x.to(of_x), gamma.to(of_gamma), beta.to(of_beta)
+    found = film_by_id(x, gamma, beta, ids)
+    assert found.dtype == of_x
+    assert_close(found, film(x, lookup(gamma, ids), lookup(beta, ids)))
+
+
+@pytest.mark.parametrize(("rows", "width"), [(10, 3), (5, 8), (5, 9), (7, 1), (1, 20), (16, 2)])
+def test_rows_are_gathered_in_pieces_of_a_size(rows: int, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CHUNK", 8)
+    x, ids = torch.arange(float(rows * width)).reshape(rows, width), torch.arange(rows)
+    pieces = list(module._chunks(x, ids))
+    most = max(1, 8 // width)
+    assert [len(part) for part, _ in pieces] == [most] * (rows // most) + [rows % most] * (rows % most > 0)
+    assert torch.equal(torch.cat([part for part, _ in pieces]), x)
+    assert torch.equal(torch.cat([of_ids for _, of_ids in pieces]), ids)
+
+
+@pytest.mark.parametrize("number", [1, 3, 2**15 - 1, 2**15, 2**15 + 1, 2**16, 2**16 + 1])
+def test_ids_up_to_the_last_are_summed_in_the_order_of_the_rows(number: int) -> None:
+    """Around the largest numbers of 16 bits; 2**24 + 1 + 1 is another number than 1 + 1 + 2**24 in float32."""
+    ends = torch.tensor([0, 0, number // 2, number - 1, number - 1])
+    ids = ends.repeat(BAG_ROWS)
+    rows = torch.tensor([1.0, 2.0**24, 2.0**25])[torch.arange(len(ids)) % 3].unsqueeze(-1)
+    with torch.no_grad():
+        (sums,) = sum_by_id([rows], ids, number)
+    expected = torch.zeros(number, 1)
+    for i in ends.unique():
+        total = torch.zeros(())
+        for row in rows[ids == i, 0]:
+            total = total + row
+        expected[i] = total
+    assert torch.equal(sums, expected)

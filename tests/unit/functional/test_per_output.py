@@ -119,6 +119,31 @@ def test_a_column_with_nothing_valid_is_not_counted() -> None:
     assert not preds.grad[:, 1].any()
 
 
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("way", ["omit", "mask", "weight"])
+@pytest.mark.parametrize("kind", ["mse", "log_cosh", "expectile", "quantile"])
+def test_a_column_with_nothing_that_counts_is_as_if_it_were_not_there(kind: str, way: str, learned: bool) -> None:
+    preds, target = data(3, 3)
+    s = torch.tensor([0.5, -3.0, 1.0], dtype=torch.float64) if learned else None
+    preds = preds if kind == "quantile" else preds[..., 0]
+    specs = [{"type": kind, "weight": weight} for weight in (0.25, 4.0, 2.0)]
+    for spec in specs:
+        spec |= {"expectile": 0.3} if kind == "expectile" else {}
+    there = torch.tensor([True, False, True])
+    target[:, 1] = torch.nan if way == "omit" else 1e3
+    options = {
+        "omit": {"nan_policy": "omit"},
+        "mask": {"mask": there.expand(6, 3)},
+        "weight": {"weight": there.double().expand(6, 3)},
+    }[way]
+    losses: dict[Any, Any] = dict(enumerate(specs))
+    found = per_output_loss(preds, target, losses, log_variance=s, **options)
+    rest = {0: specs[0], 1: specs[2]}
+    alone = per_output_loss(preds[:, there], target[:, there], rest, log_variance=s if s is None else s[there])
+    assert_close(found, alone)
+    assert_close(torch.autograd.grad(found, preds), torch.autograd.grad(alone, preds))
+
+
 def test_nothing_valid_at_all_gives_zero_with_a_zero_gradient() -> None:
     for rows in (0, 3):
         preds = torch.zeros(rows, 2, requires_grad=True)
@@ -253,7 +278,35 @@ def test_leading_dimensions_of_any_number() -> None:
     preds = preds[..., 0]
     loss = per_output_loss(preds, target, {0: "mse"})
     assert_close(per_output_loss(preds.reshape(2, 3, 2), target.reshape(2, 3, 2), {0: "mse"}), loss)
-    assert per_output_loss(preds[0], target[0], {0: "mse"}).ndim == 0
+    for losses in ({0: "mse"}, {0: "mae", 1: {"type": "asymmetric", "over_penalty": 3.0}}, {0: "log_cosh"}):
+        assert_close(per_output_loss(preds[0], target[0], losses), per_output_loss(preds[:1], target[:1], losses))
+
+
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+@pytest.mark.parametrize("way", WAYS)
+def test_a_sequence_of_rows_is_as_many_rows(way: str, reduction: Any) -> None:
+    preds, target = data()
+    if way == "omit":
+        target[torch.rand(6, 7, generator=torch.Generator().manual_seed(3)) > 0.6] = float("nan")
+    options = WAYS[way]
+    folded = {k: v.reshape(3, 2, *v.shape[1:]) if isinstance(v, Tensor) else v for k, v in options.items()}
+    points = {name: spec for name, spec in SPEC.items() if spec == "mse" or "quantile" not in spec["type"]}
+    for p, losses in ((preds, SPEC), (preds[..., 1], points), (preds[..., 1], points | {"b": "log_cosh"})):
+        flat = per_output_loss(p, target, losses, NAMES, **options, reduction=reduction)
+        by_sequence = per_output_loss(
+            p.reshape(3, 2, *p.shape[1:]), target.reshape(3, 2, 7), losses, NAMES, **folded, reduction=reduction
+        )
+        assert_close(by_sequence, flat.reshape(3, 2, 7) if reduction == "none" else flat)
+
+
+@pytest.mark.parametrize("levels", [[0.1], [0.1, 0.5], [0.5], [0.1, 0.9], [0.9], [0.5, 0.9]])
+def test_a_single_column_takes_its_own_levels_out_of_all(levels: list[float]) -> None:
+    """The default is of levels, too, and may be that of a column to come."""
+    preds, target = data(1, 3)
+    slots = [LEVELS[1:].index(level) for level in levels]
+    spec: dict[Any, Any] = {0: {"type": "quantile", "quantiles": levels}}
+    expected = pinball_loss(preds[..., slots], target, levels)
+    assert_close(per_output_loss(preds, target, spec, default="quantile"), expected)
 
 
 def test_gradcheck() -> None:

@@ -301,6 +301,8 @@ def test_wrong_levels_are_refused() -> None:
         pinball_loss(preds, target, [0.9, 0.1])
     with pytest.raises(ValueError, match=r"quantiles must have shape \(Q,\), got \(1, 2\)"):
         pinball_loss(preds, target, torch.tensor([[0.1, 0.9]]))
+    with pytest.raises(ValueError, match=r"quantiles must have shape \(Q,\), got \(\)"):
+        pinball_loss(preds[..., :1], target, torch.tensor(0.5))
     with pytest.raises(ValueError, match="reduction must be one of"):
         pinball_loss(preds, target, [0.1, 0.9], reduction="avg")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="nan_policy must be one of"):

@@ -139,9 +139,11 @@ def test_balance_is_the_number_of_experts_at_collapse(gate: str, k: int) -> None
     assert load_balancing_loss(logits, gate, top_k=k).item() == 4.0  # type: ignore[arg-type]
 
 
-@given(seed=SEEDS, gate=GATES, k=st.integers(1, 4))
-def test_balance_is_the_sum_over_experts_of_share_times_mean_probability(seed: int, gate: str, k: int) -> None:
-    logits = draw(seed, 6, 4)
+@given(seed=SEEDS, gate=GATES, k=st.integers(1, 4), rows=st.integers(1, 6))
+def test_balance_is_the_sum_over_experts_of_share_times_mean_probability(
+    seed: int, gate: str, k: int, rows: int
+) -> None:
+    logits = draw(seed, rows, 4)
     total = 0.0
     for expert in range(4):
         share = mean = 0.0
@@ -149,8 +151,8 @@ def test_balance_is_the_sum_over_experts_of_share_times_mean_probability(seed: i
             p = [math.exp(v) / sum(math.exp(u) for u in row.tolist()) for v in row.tolist()]
             kept = sorted(range(4), key=lambda e, p=p: -p[e])[: k if gate == "top_k" else 1]  # type: ignore[misc]
             soft = gate == "soft" or (gate == "top_k" and k == 4)
-            share += (p[expert] if soft else (expert in kept) / len(kept)) / 6
-            mean += p[expert] / 6
+            share += (p[expert] if soft else (expert in kept) / len(kept)) / rows
+            mean += p[expert] / rows
         total += 4 * share * mean
     assert_close(load_balancing_loss(logits, gate, top_k=k).item(), total)  # type: ignore[arg-type]
 
@@ -184,7 +186,9 @@ def test_entropy_by_hand() -> None:
     weights = torch.tensor([[1.0, 0.0], [0.5, 0.5]])
     assert_close(routing_entropy(weights), torch.tensor(math.log(2) / 2))
     assert routing_entropy(torch.tensor([[1.0, 0.0]])).item() == 0.0
-    assert_close(routing_entropy(torch.full((3, 8), 1 / 8)), torch.tensor(math.log(8)))
+    for rows in (1, 2, 3):
+        assert_close(routing_entropy(torch.full((rows, 8), 1 / 8)), torch.tensor(math.log(8)))
+    assert_close(routing_entropy(weights.expand(3, 2, 2)), torch.tensor(math.log(2) / 2))
     assert routing_entropy(torch.zeros(0, 3)).item() == 0.0
 
 

@@ -66,6 +66,13 @@ def test_the_learned_variance_is_stored_and_cast_as_a_parameter() -> None:
     assert "uncertainty=True" in repr(loss)
 
 
+def test_the_repr_names_every_argument() -> None:
+    loss = PerOutputLoss({"a": "mse"}, ["a", "b"], uncertainty=True, nan_policy="omit")
+    arguments = "losses={'a': 'mse'}, outputs=('a', 'b'), default='huber', nan_policy='omit', reduction='mean'"
+    assert repr(loss) == f"PerOutputLoss({arguments}, uncertainty=True)"
+    assert repr(PerOutputLoss({"a": "mse"}, ["a", "b"], nan_policy="omit")) == f"PerOutputLoss({arguments})"
+
+
 def test_uncertainty_needs_the_outputs() -> None:
     with pytest.raises(ValueError, match=r"uncertainty=True needs outputs=\[...\]"):
         PerOutputLoss({0: "mse"}, uncertainty=True)
@@ -81,5 +88,26 @@ def test_unknown_names_and_types_are_refused_at_construction() -> None:
 
 
 def test_a_target_of_another_width_is_refused() -> None:
-    with pytest.raises(ValueError, match="target must have 2 columns, one for each of outputs, got 3"):
-        PerOutputLoss({}, outputs=["a", "b"])(torch.zeros(4, 3), torch.zeros(4, 3))
+    loss = PerOutputLoss({}, outputs=["a", "b"])
+    for width in (1, 3):
+        message = f"target must have 2 columns, one for each of outputs, got {width}"
+        with pytest.raises(ValueError, match=message):
+            loss(torch.zeros(4, width), torch.zeros(4, width))
+    for empty in ((), (4, 0)):
+        with pytest.raises(ValueError, match=r"target must have shape \(\*, D\), a column for each output, got \("):
+            loss(torch.zeros(empty), torch.zeros(empty))
+
+
+@pytest.mark.parametrize("width", [1, 2, 3])
+def test_without_names_the_width_is_that_of_each_target(width: int) -> None:
+    loss, rng = PerOutputLoss({0: "mse"}, default="mae"), torch.Generator().manual_seed(0)
+    preds, target = torch.randn(2, 4, width, generator=rng)
+    error = preds - target
+    columns = [error[:, 0].square().mean(), *error[:, 1:].abs().mean(0)]
+    assert_close(loss(preds, target), torch.stack(columns).mean())
+
+
+def test_more_names_than_a_byte_can_count() -> None:
+    names = [f"output {i}" for i in range(300)]
+    preds, target = torch.zeros(2, 300), torch.ones(2, 300)
+    assert PerOutputLoss({"output 299": "mse"}, names, default="mae")(preds, target).item() == pytest.approx(1.0)

@@ -1,7 +1,11 @@
 """Embeddings of categories: the unknown, what training has seen, and names and ids of every kind."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -108,6 +112,85 @@ def test_observing_takes_ids_of_any_shape_and_none_at_all() -> None:
     assert embedding.get_buffer("counts_a").tolist() == [0, 1, 3]
 
 
+# Several processes
+
+
+def in_as_many_processes(parts: list[CategoryEmbedding], patch: pytest.MonkeyPatch) -> list[Exception | None]:
+    """Call ``all_reduce`` of each part in a thread of its own, and return what each raised."""
+    barrier, sent = threading.Barrier(len(parts), timeout=20), {}
+
+    def everyones(tensor: Tensor) -> list[Tensor]:
+        sent[threading.get_ident()] = tensor.clone()
+        barrier.wait()
+        received = list(sent.values())
+        barrier.wait()
+        return received
+
+    def all_gather(into: list[Tensor], tensor: Tensor, group: object) -> None:
+        for place, received in zip(into, everyones(tensor), strict=True):
+            place.copy_(received)
+
+    def call(part: CategoryEmbedding) -> Exception | None:
+        try:
+            assert part.all_reduce() is part
+        except ValueError as error:
+            return error
+        return None
+
+    patch.setattr(dist, "is_initialized", lambda: True)
+    patch.setattr(dist, "get_world_size", lambda group: len(parts))
+    patch.setattr(dist, "all_gather", all_gather)
+    patch.setattr(dist, "all_reduce", lambda tensor, group: tensor.copy_(torch.stack(everyones(tensor)).sum(0)))
+    with ThreadPoolExecutor(len(parts)) as pool:
+        return list(pool.map(call, parts))
+
+
+@pytest.mark.skipif(not dist.is_available(), reason="torch was built without distributed")
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ([[1, 1, 3], [3]], [0, 2, 0, 2]),
+        ([[0], [1], [2, 0]], [2, 1, 1, 0]),
+        ([[], [2]], [0, 0, 1, 0]),
+        ([[], []], [0, 0, 0, 0]),
+        ([None, [2, 2]], [0, 0, 2, 0]),
+        ([None, []], [0, 0, 0, 0]),
+        ([None, None], [-1, -1, -1, -1]),
+        ([None], [-1, -1, -1, -1]),
+        ([[1]], [0, 1, 0, 0]),
+    ],
+)
+def test_what_any_process_has_seen_is_known_to_all(
+    rows: list[list[int] | None], expected: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """None is a process that was told nothing; where none was told, every id stays known."""
+    parts = [CategoryEmbedding({"a": 4, "b": 2}, 2) for _ in rows]
+    for part, seen in zip(parts, rows, strict=True):
+        if seen is not None:
+            part.observe({"a": torch.tensor(seen, dtype=torch.int64), "b": torch.ones(len(seen), dtype=torch.int64)})
+    assert in_as_many_processes(parts, monkeypatch) == [None] * len(parts)
+    told = sum(map(len, filter(None, rows)))
+    for part in parts:
+        assert part.get_buffer("counts_a").tolist() == expected
+        assert part.get_buffer("counts_b").tolist() == ([-1, -1] if expected[0] < 0 else [0, told])
+
+
+@pytest.mark.skipif(not dist.is_available(), reason="torch was built without distributed")
+@pytest.mark.parametrize("other", [{"a": 5}, {"b": 4}, {"a": 4, "b": 2}])
+def test_other_columns_on_another_process_are_refused_on_both(
+    other: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = [CategoryEmbedding({"a": 4}, 2), CategoryEmbedding(other, 2)]
+    message = "all_reduce needs the same CategoryEmbedding on every rank, but their columns or cardinalities differ"
+    assert [str(error) for error in in_as_many_processes(parts, monkeypatch)] == [message] * 2
+    assert parts[0].get_buffer("counts_a").tolist() == [-1] * 4
+
+
+def test_counts_are_summed_over_processes_alone() -> None:
+    with pytest.raises(RuntimeError, match=r"all_reduce needs a process group; call torch\.distributed\.init_process"):
+        CategoryEmbedding(COLUMNS, 2).all_reduce()
+
+
 # Names
 
 
@@ -160,6 +243,21 @@ def test_an_id_out_of_range_is_read_as_unknown_where_values_are_not_looked_at() 
     assert got[1:].tolist() == [[0, 0]] * 3
     vmapped = torch.func.vmap(lambda i: embedding({"a": i}))(torch.tensor([1, 4, -1]))
     assert torch.equal(vmapped, got[:3])
+
+
+@pytest.mark.parametrize("columns", [{"a": 5}, {"a": 4, "b": 3}, {"a": 40, "b": 50}, {"a": 40, "b": 50, "c": 2}])
+@pytest.mark.parametrize("shape", [(), (6,), (2, 3), (3, 1, 2), (2, 0, 3)])
+def test_ids_of_any_shape_are_embedded_one_by_one(columns: dict[str, int], shape: tuple[int, ...]) -> None:
+    embedding, rng = CategoryEmbedding(columns, 2), torch.Generator().manual_seed(0)
+    weight, offset = torch.randn(3, 2 * len(columns), generator=rng), torch.tensor([1.0, 2.0, 3.0])
+    ids = {column: torch.randint(0, n, shape, generator=rng) for column, n in columns.items()}
+    padded = [torch.cat([torch.zeros(1, 2), embedding.get_parameter(f"weight_{column}")]) for column in columns]
+    expected = torch.cat([table[ids[column]] for table, column in zip(padded, columns, strict=True)], dim=-1)
+    assert_close(embedding(ids), expected)
+    context = embedding.context(ids)
+    assert_close(context.dense(), expected)
+    assert_close(context.project(weight), expected @ weight.t())
+    assert_close(context.project(weight, offset), expected @ weight.t() + offset)
 
 
 def test_int32_ids_are_ids_too() -> None:

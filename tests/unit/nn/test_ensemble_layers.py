@@ -96,3 +96,12 @@ def test_an_ensemble_of_linear_maps_is_refused() -> None:
         MLP(5, 2, ensemble=2)
     with pytest.raises(ValueError, match="ensemble must be at least 1, got 0"):
         MLP(5, 2, (4,), ensemble=0)
+
+
+def test_repr_names_sizes_and_members() -> None:
+    mlp = MLP(5, 2, (4, 3), ensemble=K)
+    assert [repr(layer.linear) for layer in mlp.layers] == [
+        "SharedLinear(in_features=5, out_features=4, members=4)",
+        "SharedLinear(in_features=4, out_features=3, members=4)",
+    ]
+    assert repr(mlp.output) == "MemberLinear(in_features=3, out_features=2, members=4)"

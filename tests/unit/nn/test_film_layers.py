@@ -121,6 +121,25 @@ def test_ids_and_their_dense_embedding_agree_in_values_and_gradients(columns: di
     assert_close(*gradients)
 
 
+@pytest.mark.parametrize("columns", [{"a": 5}, {"a": 5, "b": 3}])
+def test_with_few_categories_the_rows_of_a_batch_have_no_factors_of_their_own(columns: dict[str, int]) -> None:
+    """For wide features, memory is most of the time: nothing of the size of a batch is made but the result."""
+    embedding, film = CategoryEmbedding(columns, 3), FiLM(3 * len(columns), 64)
+    x = draw(0, 2**11, 64).float().requires_grad_()
+    ids = {c: torch.arange(len(x)) % n for c, n in columns.items()}
+    mine, sizes = x.untyped_storage().data_ptr(), []
+
+    def pack(tensor: Tensor) -> Tensor:
+        sizes.append(0 if tensor.untyped_storage().data_ptr() == mine else tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        film(x, embedding.context(ids)).sum().backward()
+    assert 0 < max(sizes) <= len(x)  # the ids
+    assert x.grad is not None
+    assert torch.equal(x.grad, torch.ones_like(x))
+
+
 @pytest.mark.parametrize("columns", [{"a": 5, "b": 3}, {"a": 40, "b": 50}])
 def test_ids_of_rows_go_with_every_step_of_a_sequence(columns: dict[str, int]) -> None:
     layer = FiLMLayer(3, 4, columns, dtype=F64)
@@ -164,6 +183,10 @@ def test_small_batches(batch: int) -> None:
     layer = FiLMLayer(3, 4, COLUMNS)
     ids = {c: torch.zeros(batch, dtype=torch.int64) for c in COLUMNS}
     assert layer(torch.zeros(batch, 3), ids).shape == (batch, 4)
+
+
+def test_repr_names_both_widths() -> None:
+    assert repr(FiLM(3, 6)) == "FiLM(context_features=3, num_features=6)"
 
 
 # Errors

@@ -360,6 +360,8 @@ def test_inputs_that_do_not_fit(
 def test_repr_names_sizes_and_the_gate() -> None:
     text = repr(MixtureOfExperts(5, 2, 3, (4,), route_features=True, gate="top_k"))
     assert "in_features=5, out_features=2, num_experts=3, hidden_dims=(4,), gate='top_k', top_k=2" in text
+    text = repr(MixtureOfExperts(5, 2, 3, (4,), route_features=True, mix="parameters"))
+    assert "in_features=5, out_features=2, num_experts=3, mix='parameters', hidden_dims=(4,), gate='soft'\n" in text
 
 
 def test_contexts_that_nothing_reads_are_refused() -> None:

@@ -1,6 +1,7 @@
 """Scales and biases per category: the start, the unknown, one and two columns by hand, cells, quantiles."""
 
 import itertools
+import re
 
 import pytest
 import torch
@@ -276,6 +277,8 @@ def test_scalers_that_cannot_be_built(build: object, message: str) -> None:
         ((4, 1), (4,), -1, r"x must have shape \(\*, D\) with D = 2, got \(4, 1\)"),
         ((4, 3, 5), (4,), -2, r"x must have shape \(\*, D, Q\) with D = 2, got \(4, 3, 5\)"),
         ((2,), (), -2, r"x must have shape \(\*, D, Q\) with D = 2, got \(2,\)"),
+        ((), (), -1, r"x must have shape \(\*, D\) with D = 2, got \(\)"),
+        ((), (), -2, r"x must have shape \(\*, D, Q\) with D = 2, got \(\)"),
         ((4, 2), (5,), -1, r"categories must have the leading dimensions .*got ids of shape \(5,\)"),
         ((4, 2), (1,), -1, r"categories must have the leading dimensions .*got ids of shape \(1,\)"),
         ((4, 2), (4, 1), -1, r"categories must have the leading dimensions .*got ids of shape \(4, 1\)"),
@@ -298,6 +301,25 @@ def test_columns_with_ids_of_different_shapes_are_not_broadcast(sizes: dict[str,
         ConditionalScaler(sizes, 1)(torch.ones(3, 3, 1), ids)
 
 
+@pytest.mark.parametrize("output_dim", [-1, -2])
+@pytest.mark.parametrize("shape", [(), (2,), (4, 2), (2, 4), (4, 2, 3), (4, 3, 2), (0, 2), (2, 0)])
+def test_the_learnable_scale_takes_what_has_its_outputs_where_they_belong(
+    shape: tuple[int, ...], output_dim: int
+) -> None:
+    layer = LearnableScale(2, output_dim=output_dim)
+    put(layer, scale=[1.0, 2.0], bias=[10.0, 20.0])
+    x = torch.ones(shape)
+    if shape[output_dim:][:1] == (2,) and len(shape) >= -output_dim:
+        outputs = layer(x).movedim(output_dim, 0)
+        assert layer(x).shape == shape
+        assert (outputs[0] == 12.0).all()
+        assert (outputs[1] == 23.0).all()
+    else:
+        message = f"x must have D = 2 in dimension {output_dim}, got {shape}"
+        with pytest.raises(ValueError, match=re.escape(message)):
+            layer(x)
+
+
 def test_categories_are_needed() -> None:
     with pytest.raises(TypeError, match=r"ConditionalScaler needs categories: .* got None"):
         ConditionalScaler(FEW, 1)(torch.ones(1, 1), None)  # type: ignore[arg-type]
@@ -308,6 +330,7 @@ def test_categories_are_needed() -> None:
 
 
 def test_repr_names_what_is_not_the_default() -> None:
+    assert repr(LearnableScale(3, positive=True)) == "LearnableScale(out_features=3, positive=True)"
     assert repr(ConditionalScaler({"a": 2}, 1)) == ("ConditionalScaler({'a': 2}, out_features=1, compose='sequential')")
     assert "scale=False, cells=True, positive=True" in repr(
         ConditionalScaler(FEW, 1, scale=False, cells=True, positive=True)
