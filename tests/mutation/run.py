@@ -4,9 +4,9 @@
     python tests/mutation/run.py --count 500 --workers 2
 
 Cosmic Ray makes the changes; a fixed seed draws them from all it could make in the packages below, but for those that
-no test can tell (annotations, ``strict=True``, and lines with ``# pragma: no mutate``, which decide how fast a result comes and not
-which) and those that any call would (bits of floats). A change is tried on the tests that run
-its line, those of its own package first, until one fails. Each worker has a copy of the tree. The report names the
+no test can tell (annotations, ``strict=True`` of zip, and lines with ``# pragma: no mutate``, which decide how fast a
+result comes and not which) and those that any call would (bits of floats). A change is tried on the tests that run its
+line, those of its own package first, until one fails. Each worker has a copy of the tree. The report names the
 survivors, to be judged by a reader. ``--tests`` keeps which test runs which line, for the next run; with ``--earlier``
 only what was not noticed then is tried again, on the same sources.
 """

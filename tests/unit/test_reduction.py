@@ -120,3 +120,15 @@ def test_a_negative_weight_is_refused() -> None:
 def test_weights_and_masks_that_are_no_tensors_are_refused(name: str) -> None:
     with pytest.raises(TypeError, match=f"{name} must be a torch.Tensor, got list; use torch.as_tensor"):
         mse_loss(torch.ones(2), torch.zeros(2), **{name: [True, True]})
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_a_missing_target_is_found_in_whatever_tensor(dtype: torch.dtype) -> None:
+    whole = torch.tensor([[1.0, torch.nan, -torch.inf], [torch.nan, 0.0, 5.0]], dtype=dtype)
+    tensors = (whole, whole.T, whole[:, ::2], whole[0, 1], whole[:0], whole.expand(4, 2, 3))
+    for target in (*tensors, *(tensor.clone().requires_grad_() for tensor in tensors)):
+        counted = counted_cells(target, None, None, "omit")
+        assert counted is not None
+        assert counted.dtype == torch.bool
+        assert counted.shape == target.shape
+        assert counted.flatten().tolist() == [value == value for value in target.flatten().tolist()]
