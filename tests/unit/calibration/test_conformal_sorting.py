@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
@@ -30,6 +30,16 @@ def test_every_rank_is_that_of_a_sort(count: int, columns: int, seed: int, dtype
         assert_close(sorting.smallest(values, rank), expected[rank - 1], rtol=0, atol=0)
     assert_close(sorting.sort(values[:, 0]), expected[:, 0], rtol=0, atol=0)
     assert_close(values, before, rtol=0, atol=0)
+
+
+@given(count=st.integers(1_000, 3_000), seed=st.integers(0, 2**32 - 1))
+@settings(max_examples=20)
+def test_a_rank_of_many_values_is_that_of_a_sort(count: int, seed: int) -> None:
+    """A partition orders a few values as a side effect; of many it leaves the neighbours of a rank where they are."""
+    values = torch.randn(count, 2, generator=torch.Generator().manual_seed(seed))
+    expected = values.sort(dim=0).values
+    for rank in {1, 2, count // 3, count // 2, count - 1, count}:
+        assert_close(sorting.smallest(values, rank), expected[rank - 1], rtol=0, atol=0)
 
 
 @given(

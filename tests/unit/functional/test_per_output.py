@@ -336,6 +336,7 @@ def test_compiles_in_one_graph() -> None:
         ),
         (ValueError, {2: "mse"}, {"outputs": ["pH", "yield"]}, r"the output 2, which is not among the outputs"),
         (ValueError, {2: "mse"}, {}, r"losses names the output 2, but target has 2 columns, counted from 0"),
+        (ValueError, {7: "mse"}, {}, r"losses names the output 7, but target has 2 columns, counted from 0"),
         (ValueError, {-1: "mse"}, {}, r"the output -1, which is not among the outputs \(indices from 0\)"),
         (
             ValueError,

@@ -287,6 +287,8 @@ def test_a_wrong_shape_is_refused_with_the_way_out() -> None:
         pinball_loss(torch.zeros(8, 6), target, LEVELS)
     with pytest.raises(ValueError, match=r"a flat head needs unflatten\(-1, \(1, 3\)\)"):
         pinball_loss(torch.zeros(8, 3), torch.zeros(8, 1), LEVELS)
+    with pytest.raises(ValueError, match=r"a flat head needs unflatten\(-1, \(2, 3\)\)"):
+        pinball_loss(torch.zeros(8, 5, 6), torch.zeros(8, 5, 2), LEVELS)
     with pytest.raises(ValueError, match=r"got \(8, 1, 3\); use target.unsqueeze\(-1\)"):
         pinball_loss(torch.zeros(8, 1, 3), torch.zeros(8), LEVELS)
     with pytest.raises(ValueError, match=r"= \(8, 2, 3\), got \(8, 2, 2\)$"):

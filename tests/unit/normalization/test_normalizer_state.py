@@ -194,9 +194,13 @@ def test_a_state_dict_on_the_meta_device_has_shapes_alone() -> None:
     assert on_meta.location.shape == state["location"].shape
 
 
-def test_a_description_with_other_keys_is_refused() -> None:
+@pytest.mark.parametrize("others", [{"alpha": 1}, {"zeta": 1}])
+def test_a_description_with_other_keys_is_refused(others: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=r"must have cardinalities, shrinkage, .*, got \['cardinalities'\]"):
         CategoryNormalizer._from_description({"cardinalities": {}})
+    whole = CategoryNormalizer(CARDINALITIES)._describe()
+    with pytest.raises(ValueError, match=f"got .*'{next(iter(others))}'"):
+        CategoryNormalizer._from_description(whole | others)
 
 
 def test_loading_makes_the_warning_due_again() -> None:
