@@ -220,7 +220,8 @@ def _is_last(grad: Tensor) -> bool:
     Half of the time of large losses went into pages of a second tensor of their size.
     """
     keeps = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
-    return keeps is not None and not keeps() and not torch._C._functorch.is_functorch_wrapped_tensor(grad)
+    plain = type(grad) is Tensor and not torch._C._functorch.is_functorch_wrapped_tensor(grad)
+    return plain and keeps is not None and not keeps()
 
 
 def _of_block(
