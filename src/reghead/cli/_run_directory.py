@@ -253,7 +253,7 @@ class RunDirectory:
 
     def _has_marked_results(self) -> bool:
         """Whether results were moved in that still say that they are unfinished; ``run.json`` was the last written."""
-        return (self.output_dir / MARK).is_file() and (self.output_dir / RESULT).is_file()
+        return all(os.path.isfile(self.output_dir / name) for name in (MARK, RESULT))
 
     def _unmark(self) -> None:
         for name in (CHECKPOINT, MARK):  # the mark goes last: it says that there is something to do
