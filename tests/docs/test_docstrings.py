@@ -4,6 +4,7 @@ import doctest
 import importlib
 import inspect
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -52,3 +53,11 @@ def test_the_other_examples_pass(name: str) -> None:
     public = {f"{name}.{attribute}" for package, attribute in PUBLIC if name.startswith(package)}
     tests = examples(name, module, {"torch": torch, **vars(module)})
     check([test for test in tests if not any(f"{test.name}.".startswith(f"{p}.") for p in public)])
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_no_formula_shows_a_backslash(name: str) -> None:
+    r"""MathJax shows what is in ``\text`` as it stands, so that ``\_`` is two characters; ``\mathtt`` is for names."""
+    path = ROOT.joinpath("src", *name.split("."))
+    source = (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text(encoding="utf-8")
+    assert re.findall(r"\\text\{[^}]*\\[_%#&]", source) == []

@@ -29,8 +29,8 @@ def asymmetric_loss(
     r"""A symmetric loss times a penalty that depends on the side of the error.
 
     .. math:: \ell(y, \hat y) = b(y - \hat y) \cdot \begin{cases}
-            \text{over\_penalty} & \hat y > y \\
-            \text{under\_penalty} & \hat y \le y
+            \mathtt{over\_penalty} & \hat y > y \\
+            \mathtt{under\_penalty} & \hat y \le y
         \end{cases}
 
     With two equal penalties of 1 it is the symmetric loss :math:`b`. With ``base="mae"`` it is

@@ -25,7 +25,7 @@ def interval_score_loss(
     r"""Interval (Winkler) score: the width of an interval plus a fine for each miss; smaller is better.
 
     .. math:: S_\alpha(l, u; y) = (u - l) + \frac{2}{\alpha} \max(l - y, 0) + \frac{2}{\alpha} \max(y - u, 0),
-        \qquad \alpha = 1 - \text{confidence\_level}
+        \qquad \alpha = 1 - \mathtt{confidence\_level}
 
     Gneiting and Raftery, "Strictly Proper Scoring Rules, Prediction, and Estimation", 2007, eq. 43. It is
     :math:`2 / \alpha` times the sum of the pinball losses of both ends at the levels :math:`\alpha / 2` and

@@ -31,7 +31,7 @@ def binomial_band(count: int, probability: float) -> tuple[float, float]:
 def binomial_interval(events: Tensor, count: Tensor, confidence_level: float = 0.95) -> tuple[Tensor, Tensor]:
     r"""Confidence interval of a probability, from how often its event happened: exact (Clopper-Pearson).
 
-    With :math:`k` events among :math:`n`, :math:`\alpha = 1 - \text{confidence\_level}` and the quantile function
+    With :math:`k` events among :math:`n`, :math:`\alpha = 1 - \mathtt{confidence\_level}` and the quantile function
     :math:`B^{-1}` of the beta distribution,
 
     .. math:: \left[B^{-1}(\alpha / 2;\, k,\, n - k + 1),\; B^{-1}(1 - \alpha / 2;\, k + 1,\, n - k)\right]
