@@ -1,6 +1,7 @@
 """A file that keeps other processes away from a folder."""
 
 import contextlib
+import glob
 import os
 import socket
 import time
@@ -65,6 +66,7 @@ class FolderLock:
             else:
                 with os.fdopen(handle, "w", encoding="utf-8") as file:
                     file.write(_me())
+                self._tidy()
                 return
         raise self._in_use(self._holder() or "")
 
@@ -77,14 +79,19 @@ class FolderLock:
     def _take_over(self, holder: str) -> None:
         """Remove the lock of a process that no longer runs, unless another process has done so first."""
         taken = self.path.with_name(f"{self.path.name}.{os.getpid()}")
-        try:
+        with contextlib.suppress(FileNotFoundError):
             self.path.rename(taken)
-        except FileNotFoundError:
-            return
-        if taken.read_text(encoding="utf-8", errors="replace") != holder:
-            taken.rename(self.path)  # the lock of the one that was first
-            return
-        taken.unlink()
+            if taken.read_text(encoding="utf-8", errors="replace") != holder:
+                taken.rename(self.path)  # the lock of the one that was first
+            else:
+                taken.unlink()
+
+    def _tidy(self) -> None:
+        """Remove what is left of processes that were killed while they took a lock over."""
+        for left in self.path.parent.glob(f"{glob.escape(self.path.name)}.*"):
+            number = left.name.rpartition(".")[2]
+            if number.isdecimal() and not _runs(f"{number} {socket.gethostname()}"):
+                left.unlink(missing_ok=True)
 
     def _holder(self) -> str | None:
         """What the lock says, or None where there is none."""

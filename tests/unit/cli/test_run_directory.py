@@ -461,6 +461,16 @@ def test_a_lock_that_nobody_wrote_into_for_a_while_is_taken_over(out: Path) -> N
     assert not lock.exists()
 
 
+def test_what_a_killed_process_left_of_a_lock_is_tidied_away(out: Path) -> None:
+    """It had moved the lock aside, to take it over; that of a process which runs is left to it."""
+    lock = Path(f"{out}.lock")
+    ours, others = Path(f"{lock}.{os.getpid()}"), (Path(f"{lock}.999999999"), Path(f"{lock}.notes"), Path(f"{lock}.1x"))
+    for path in (ours, *others):
+        path.touch()
+    train(out).commit()
+    assert set(tree(out.parent)) == {"results", "results/run.json", ours.name, "results.lock.notes", "results.lock.1x"}
+
+
 def test_of_two_that_find_the_same_stale_lock_one_gets_it(out: Path, stranger: int) -> None:
     """The other has taken it over between our look at it and our move."""
     run = RunDirectory(out)
