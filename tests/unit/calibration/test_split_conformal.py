@@ -305,3 +305,11 @@ ONE = torch.ones(3, 1)
 def test_errors(call, error, message) -> None:
     with pytest.raises(error, match=re.escape(message)):
         call()
+
+
+@pytest.mark.parametrize("sizes", [(2**31, 2**31), (2**31, 2**32), (2**21, 2**21, 2**21), (3, 2**61)])
+def test_groups_with_more_combinations_than_keys_are_refused(sizes: tuple[int, ...]) -> None:
+    columns = {f"c{i}": size for i, size in enumerate(sizes)}
+    with pytest.raises(ValueError, match="the combinations of groups do not fit into 64 bits"):
+        SplitConformal(0.9, groups=columns)
+    SplitConformal(0.9, groups=columns | {"c0": 1})

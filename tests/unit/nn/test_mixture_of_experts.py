@@ -245,6 +245,18 @@ def test_each_expert_starts_as_its_own_linear_layers() -> None:
     assert torch.pdist(moe.weights[0].flatten(1)).min() > 1
 
 
+def test_the_router_starts_as_a_linear_layer_without_a_bias() -> None:
+    """Uniform within one over the root of what goes in, however many experts there are."""
+    torch.manual_seed(0)
+    moe = MixtureOfExperts(900, 1, 4, cardinalities={"location": 3}, embedding_dim=400, route_features=True)
+    for router, size in ((moe.router_context, 400), (moe.router_features, 900)):
+        assert router is not None
+        bound = size**-0.5
+        assert 0.95 * bound < router.abs().max() <= bound
+        assert_close(router.std(), router.new_tensor(bound / 3**0.5), rtol=0.05, atol=0.0)
+    assert (moe.router_bias == 0).all()
+
+
 def test_dropout_and_reset() -> None:
     moe = filled(dropout=0.5, norm="layer", film_features=2, residual=True)
     x, context = draw(0, 6, 5), draw(1, 6, 2)

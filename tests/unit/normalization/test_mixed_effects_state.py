@@ -171,3 +171,13 @@ def test_repr_names_options_and_sizes() -> None:
     known = [i for i in zip(*(i.tolist() for i in inputs(50)[1].values()), strict=True) if all(i)]
     assert f"3 features, 7 levels, {len(set(known))} cells)" in repr(fitted())
     assert "bounds=(0.0, 9.0)" in repr(MixedEffects(transform="logit", bounds=(0.0, 9.0)))
+
+
+@pytest.mark.parametrize("others", [{"alpha": 1}, {"zeta": 1}])
+def test_a_description_with_other_keys_is_refused(others: dict[str, int]) -> None:
+    whole = MixedEffects(SIZES)._describe()
+    with pytest.raises(ValueError, match=f"got .*'{next(iter(others))}'"):
+        MixedEffects._from_description(whole | others)
+    for name in whole:
+        with pytest.raises(ValueError, match="must have"):
+            MixedEffects._from_description({key: value for key, value in whole.items() if key != name})
