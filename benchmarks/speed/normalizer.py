@@ -74,7 +74,7 @@ def _bincount(ids: IntArray, target: FloatArray, cells: int) -> FloatArray:
 
 
 def _loop_of_masks(ids: IntArray, target: FloatArray) -> FloatArray:
-    """As AAM and the ticket have it: a mask over all rows for each cell."""
+    """As AAM has it: a mask over all rows for each cell."""
     z = np.empty_like(target)
     for key in np.unique(ids):
         here = ids == key
