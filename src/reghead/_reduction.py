@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from reghead._checks import check_choice, check_floating, check_prefix, check_tensor, reads_values
@@ -19,6 +20,12 @@ from reghead._typing import NanPolicy, Reduction
 def widen(tensor: Tensor) -> Tensor:
     """``tensor`` in float32 or wider: a sum of 1e5 ones overflows in float16."""
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def shared_array(tensor: Tensor) -> NDArray[Any]:
+    """The numbers of a tensor on the CPU, for NumPy to look at."""
+    result: NDArray[Any] = tensor.detach().resolve_conj().resolve_neg().numpy()
+    return result
 
 
 def without_autocast(device_type: str) -> AbstractContextManager[Any]:
@@ -56,7 +63,7 @@ def counted_cells(target: Tensor, weight: Tensor | None, mask: Tensor | None, na
 
 def _present(target: Tensor) -> Tensor:
     if type(target) is Tensor and target.dtype in (torch.float32, torch.float64) and reads_values(target):
-        values = target.detach().numpy()
+        values = shared_array(target)
         return torch.from_numpy(np.asarray(np.equal(values, values)))  # in a tenth of the time of isnan
     return ~target.isnan()
 

@@ -132,3 +132,10 @@ def test_a_missing_target_is_found_in_whatever_tensor(dtype: torch.dtype) -> Non
         assert counted.dtype == torch.bool
         assert counted.shape == target.shape
         assert counted.flatten().tolist() == [value == value for value in target.flatten().tolist()]
+
+
+def test_a_target_that_is_a_view_with_its_sign_turned_may_have_missing_values() -> None:
+    """The imaginary part of a conjugate: NumPy would refuse to look at it."""
+    target = torch.tensor([1 - 2j, complex(0.0, torch.nan)]).conj().imag
+    assert target.is_neg()
+    assert mse_loss(torch.tensor([3.0, 0.0]), target, nan_policy="omit").item() == 1.0

@@ -1,19 +1,18 @@
 """Sorting and selection: on the CPU through NumPy, whose vectorised sorts are up to ten times faster than torch's."""
 
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from reghead._checks import reads_values
+from reghead._reduction import shared_array
 
 _SHARED = (torch.float64, torch.float32, torch.int64)  # dtypes that both libraries sort fast
 
 
 def sort(values: Tensor) -> Tensor:
     """``values`` of shape ``(N,)``, without a NaN, in increasing order."""
-    return torch.from_numpy(np.sort(_array(values))) if _through_numpy(values) else values.sort().values
+    return torch.from_numpy(np.sort(shared_array(values))) if _through_numpy(values) else values.sort().values
 
 
 def sort_within(values: Tensor, groups: Tensor, counts: Tensor) -> Tensor:
@@ -28,9 +27,9 @@ def sort_within(values: Tensor, groups: Tensor, counts: Tensor) -> Tensor:
         by_value = values.argsort()
         return values[by_value[groups[by_value].argsort(stable=True)]]
     # NumPy sorts 16 bits by radix, a few times faster than it sorts more.
-    short = len(counts) <= 2**16
-    order = np.argsort(_array(groups).astype(np.uint16), kind="stable") if short else np.argsort(_array(groups))
-    result = _array(values).take(order)
+    keys, short = shared_array(groups), len(counts) <= 2**16
+    order = np.argsort(keys.astype(np.uint16), kind="stable") if short else np.argsort(keys)
+    result = shared_array(values).take(order)
     end = 0
     for count in counts.tolist():
         start, end = end, end + count
@@ -42,12 +41,8 @@ def smallest(values: Tensor, rank: int) -> Tensor:
     """The values of ``rank``, 1 for the smallest, along the first dimension of ``values``, which hold no NaN."""
     if not _through_numpy(values):
         return values.kthvalue(rank, dim=0).values
-    return torch.from_numpy(np.array(np.partition(_array(values), rank - 1, axis=0)[rank - 1]))
+    return torch.from_numpy(np.array(np.partition(shared_array(values), rank - 1, axis=0)[rank - 1]))
 
 
 def _through_numpy(values: Tensor) -> bool:
     return reads_values(values) and values.dtype in _SHARED
-
-
-def _array(values: Tensor) -> Any:
-    return values.detach().resolve_conj().resolve_neg().numpy()

@@ -11,7 +11,16 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from reghead._checks import check_choice, check_floating
-from reghead._reduction import check_weight, counted_cells, reduce, residual, trailing, widen, without_autocast
+from reghead._reduction import (
+    check_weight,
+    counted_cells,
+    reduce,
+    residual,
+    shared_array,
+    trailing,
+    widen,
+    without_autocast,
+)
 from reghead._typing import NanPolicy, Reduction
 
 # Cells of a block for each thread, and for four of them at least, so that what a block needs stays in the cache from
@@ -134,7 +143,7 @@ def _counted_in_all(preds: Tensor, target: Tensor, share: Tensor | None, counted
         if counted is None:
             return float(preds.numel())
         if counted.device.type == "cpu":  # exact, and in a third of the time of a sum
-            return (int(np.count_nonzero(counted.numpy())) or 1) * (preds.numel() / counted.numel())
+            return (int(np.count_nonzero(shared_array(counted))) or 1) * (preds.numel() / counted.numel())
         share = floats(counted, wide_dtype(preds, target))
     total = share.sum() * (preds.numel() / share.numel())
     return torch.where(total == 0, 1.0, total)
