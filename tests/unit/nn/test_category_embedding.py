@@ -1,14 +1,12 @@
 """Embeddings of categories: the unknown, what training has seen, and names and ids of every kind."""
 
-import threading
-from concurrent.futures import ThreadPoolExecutor
-
 import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.testing import assert_close
 
+from _ranks import all_reduce
 from reghead.nn import CategoryEmbedding, ConditionalScaler
 
 COLUMNS = {"location": 4, "season": 3}
@@ -115,36 +113,6 @@ def test_observing_takes_ids_of_any_shape_and_none_at_all() -> None:
 # Several processes
 
 
-def in_as_many_processes(parts: list[CategoryEmbedding], patch: pytest.MonkeyPatch) -> list[Exception | None]:
-    """Call ``all_reduce`` of each part in a thread of its own, and return what each raised."""
-    barrier, sent = threading.Barrier(len(parts), timeout=20), {}
-
-    def everyones(tensor: Tensor) -> list[Tensor]:
-        sent[threading.get_ident()] = tensor.clone()
-        barrier.wait()
-        received = list(sent.values())
-        barrier.wait()
-        return received
-
-    def all_gather(into: list[Tensor], tensor: Tensor, group: object) -> None:
-        for place, received in zip(into, everyones(tensor), strict=True):
-            place.copy_(received)
-
-    def call(part: CategoryEmbedding) -> Exception | None:
-        try:
-            assert part.all_reduce() is part
-        except ValueError as error:
-            return error
-        return None
-
-    patch.setattr(dist, "is_initialized", lambda: True)
-    patch.setattr(dist, "get_world_size", lambda group: len(parts))
-    patch.setattr(dist, "all_gather", all_gather)
-    patch.setattr(dist, "all_reduce", lambda tensor, group: tensor.copy_(torch.stack(everyones(tensor)).sum(0)))
-    with ThreadPoolExecutor(len(parts)) as pool:
-        return list(pool.map(call, parts))
-
-
 @pytest.mark.skipif(not dist.is_available(), reason="torch was built without distributed")
 @pytest.mark.parametrize(
     ("rows", "expected"),
@@ -168,7 +136,8 @@ def test_what_any_process_has_seen_is_known_to_all(
     for part, seen in zip(parts, rows, strict=True):
         if seen is not None:
             part.observe({"a": torch.tensor(seen, dtype=torch.int64), "b": torch.ones(len(seen), dtype=torch.int64)})
-    assert in_as_many_processes(parts, monkeypatch) == [None] * len(parts)
+    results = all_reduce(parts, monkeypatch)
+    assert all(result is part for result, part in zip(results, parts, strict=True))
     told = sum(map(len, filter(None, rows)))
     for part in parts:
         assert part.get_buffer("counts_a").tolist() == expected
@@ -182,7 +151,7 @@ def test_other_columns_on_another_process_are_refused_on_both(
 ) -> None:
     parts = [CategoryEmbedding({"a": 4}, 2), CategoryEmbedding(other, 2)]
     message = "all_reduce needs the same CategoryEmbedding on every rank, but their columns or cardinalities differ"
-    assert [str(error) for error in in_as_many_processes(parts, monkeypatch)] == [message] * 2
+    assert [str(error) for error in all_reduce(parts, monkeypatch)] == [message] * 2
     assert parts[0].get_buffer("counts_a").tolist() == [-1] * 4
 
 

@@ -1,8 +1,6 @@
 """Statistics of several ranks, merged: the ranks are threads here."""
 
 import itertools
-import threading
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -11,7 +9,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.testing import assert_close
 
-from reghead.normalization import CategoryNormalizer, _gather
+from _ranks import all_reduce
+from reghead.normalization import CategoryNormalizer
 
 CARDINALITIES = {"a": 5, "b": 3}
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch was built without distributed")
@@ -25,45 +24,6 @@ def data() -> tuple[Tensor, dict[str, Tensor]]:
     return y, ids
 
 
-Ranks = Callable[[Sequence[CategoryNormalizer]], list[Any]]
-
-
-@pytest.fixture
-def all_reduce(monkeypatch: pytest.MonkeyPatch) -> Ranks:
-    """``all_reduce`` of one normalizer per rank, all at once; what each returns or raises."""
-
-    def run(normalizers: Sequence[CategoryNormalizer]) -> list[Any]:
-        size, box = len(normalizers), {}
-        barrier, rank = threading.Barrier(size, timeout=20), threading.local()
-        results: list[Any] = [None] * size
-
-        def gather(tensor: Tensor, group: Any) -> Tensor:
-            box[rank.number] = tensor.clone()
-            barrier.wait()
-            gathered = [box[number] for number in range(size)]
-            assert len({(t.shape, t.dtype) for t in gathered}) == 1, "a collective needs one shape on all ranks"
-            barrier.wait()
-            return torch.stack(gathered)
-
-        def work(number: int) -> None:
-            rank.number = number
-            try:
-                results[number] = normalizers[number].all_reduce()
-            except ValueError as error:
-                results[number] = str(error)
-
-        monkeypatch.setattr(dist, "is_initialized", lambda: True)
-        monkeypatch.setattr(_gather, "_all_gather", gather)
-        threads = [threading.Thread(target=work, args=(number,)) for number in range(size)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(30)
-        return results
-
-    return run
-
-
 def new(**options: Any) -> CategoryNormalizer:
     return CategoryNormalizer(CARDINALITIES, shrinkage="empirical_bayes", fallback="additive", **options)
 
@@ -74,11 +34,11 @@ def part(rows: slice) -> CategoryNormalizer:
 
 
 @pytest.mark.parametrize("edges", [(0, 101), (0, 40, 101), (0, 0, 3, 101), (0, 97, 101, 101), (0, 1, 2, 50, 101)])
-def test_all_ranks_have_the_statistics_of_all_rows(edges: tuple[int, ...], all_reduce: Ranks) -> None:
+def test_all_ranks_have_the_statistics_of_all_rows(edges: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     """Also ranks without rows, and those with fewer cells than others."""
     shards = [part(slice(start, end)) for start, end in itertools.pairwise(edges)]
     expected = new().fit(*data())
-    results = all_reduce(shards)
+    results = all_reduce(shards, monkeypatch)
     for shard, result in zip(shards, results, strict=True):
         assert result is shard
         for name, tensor in result.state_dict().items():
@@ -89,14 +49,14 @@ def test_all_ranks_have_the_statistics_of_all_rows(edges: tuple[int, ...], all_r
             assert_close(getattr(shard, name), getattr(expected, name), rtol=1e-9, atol=1e-9, equal_nan=True)
 
 
-def test_every_rank_says_what_does_not_go_together_and_changes_nothing(all_reduce: Ranks) -> None:
+def test_every_rank_says_what_does_not_go_together_and_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     def told(*ranks: CategoryNormalizer) -> str:
         before = [{name: t.clone() for name, t in rank.state_dict().items()} for rank in ranks]
-        messages = all_reduce(ranks)
+        messages = [str(error) for error in all_reduce(ranks, monkeypatch)]
         for rank, state in zip(ranks, before, strict=True):
             assert all(torch.equal(t.nan_to_num(), state[name].nan_to_num()) for name, t in rank.state_dict().items())
         assert len(set(messages)) == 1
-        return str(messages[0])
+        return messages[0]
 
     def fit(d: int) -> CategoryNormalizer:
         return new().fit(torch.ones(2, d), {c: torch.ones(2, dtype=torch.int64) for c in CARDINALITIES})
@@ -109,11 +69,12 @@ def test_every_rank_says_what_does_not_go_together_and_changes_nothing(all_reduc
     assert told(new(), new()) == "all_reduce needs at least one fitted rank, but no rank has seen a row"
 
 
-def test_a_column_without_a_value_on_any_rank_is_refused(all_reduce: Ranks) -> None:
+def test_a_column_without_a_value_on_any_rank_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     ids = {c: torch.ones(2, dtype=torch.int64) for c in CARDINALITIES}
     y = torch.tensor([[1.0, torch.nan], [2.0, torch.nan]])
     first, second = new().partial_fit(y, ids), new().partial_fit(y + 1, ids)
-    assert ["but column 1 has none" in message for message in all_reduce([first, second])] == [True, True]
+    errors = all_reduce([first, second], monkeypatch)
+    assert ["but column 1 has none" in str(error) for error in errors] == [True, True]
 
 
 def test_without_a_group_it_says_so_and_in_a_group_of_one_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
