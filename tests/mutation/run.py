@@ -57,10 +57,6 @@ class Mutant:
     occurrence: int
     line: int
 
-    @property
-    def key(self) -> tuple[str, str, int]:
-        return self.path, self.operator, self.occurrence
-
 
 def mutants() -> list[Mutant]:
     """All that could be made, in a fixed order."""
@@ -265,10 +261,12 @@ def main() -> int:
             args.tests.write_text(json.dumps(dataclasses.asdict(tests)))
     known = [] if args.earlier is None else json.loads(args.earlier.read_text())
     noticed = {
-        (each["path"], each["operator"], each["occurrence"]): each for each in known if each["verdict"] != "survived"
+        Mutant(each["path"], each["operator"], each["occurrence"], each["line"]): each
+        for each in known
+        if each["verdict"] != "survived"
     }
-    done = [noticed[mutant.key] for mutant in chosen if mutant.key in noticed]
-    for mutant, verdict, diff in results([m for m in chosen if m.key not in noticed], tests, args.workers):
+    done = [noticed[mutant] for mutant in chosen if mutant in noticed]
+    for mutant, verdict, diff in results([m for m in chosen if m not in noticed], tests, args.workers):
         done.append({**dataclasses.asdict(mutant), "verdict": verdict, "diff": diff})
         print(f"{len(done)}/{len(chosen)} {verdict}: {mutant.path}:{mutant.line} {mutant.operator}", flush=True)
         if verdict == "survived":

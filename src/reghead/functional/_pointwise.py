@@ -155,9 +155,8 @@ def log_cosh_loss(
     .. math:: \ell(y, \hat y) = \log \cosh(y - \hat y), \qquad
         \frac{\partial \ell}{\partial \hat y} = -\tanh(y - \hat y)
 
-    Right to rounding for every finite error: neither overflows nor cancels.
-
-    Right to :math:`8 u`, u being the roundoff of the wider dtype, float32 at least (:doc:`/numerics`).
+    Right to :math:`8 u`, u being the roundoff of the wider dtype, float32 at least (:doc:`/numerics`), for every finite
+    error: neither overflows nor cancels.
 
     Args:
         preds: Predictions, in the units of ``target``. Shape ``(*, D)``.

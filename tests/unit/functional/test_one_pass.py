@@ -1,6 +1,6 @@
 """What eager mode computes in one pass is what plain operations give: values, gradients, and gradients of these."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -60,8 +60,8 @@ def options(way: str, target: Tensor, rng: torch.Generator) -> dict[str, Any]:
     return rest
 
 
-def both_ways(loss: Loss, preds: Tensor, target: Tensor, **rest: Any) -> list[tuple[Tensor, ...]]:
-    results = []
+def values(loss: Loss, preds: Tensor, target: Tensor, **rest: Any) -> Iterator[Tensor]:
+    """The loss in one pass, and by plain operations."""
     for plainly in (False, True):
         with pytest.MonkeyPatch.context() as patch:
             if plainly:
@@ -69,8 +69,13 @@ def both_ways(loss: Loss, preds: Tensor, target: Tensor, **rest: Any) -> list[tu
                 patch.setattr("reghead.functional._per_output.in_one_pass", lambda *_: False)
             value = loss(preds, target, **rest)
         assert ("WeightedSum" in str(value.grad_fn)) is not plainly
-        results.append((value.detach(), *torch.autograd.grad(value, (preds, target))))
-    return results
+        yield value
+
+
+def both_ways(loss: Loss, preds: Tensor, target: Tensor, **rest: Any) -> list[tuple[Tensor, ...]]:
+    return [
+        (value.detach(), *torch.autograd.grad(value, (preds, target))) for value in values(loss, preds, target, **rest)
+    ]
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
@@ -232,12 +237,7 @@ def test_a_gradient_to_be_differentiated_again_is_the_gradient(name: str, way: s
     loss, rest = (POINTS | QUANTILES)[name], options(way, target, rng)
     target.requires_grad_()
     results = []
-    for plainly in (False, True):
-        with pytest.MonkeyPatch.context() as patch:
-            if plainly:
-                patch.setattr(_product, "in_one_pass", lambda *_: False)
-                patch.setattr("reghead.functional._per_output.in_one_pass", lambda *_: False)
-            value = loss(preds, target, **rest)
+    for value in values(loss, preds, target, **rest):
         once = torch.autograd.grad(value, (preds, target), retain_graph=True)
         first = torch.autograd.grad(value, (preds, target), create_graph=True)
         assert_close(first, once, rtol=1e-12, atol=1e-14)
