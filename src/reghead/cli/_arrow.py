@@ -48,7 +48,7 @@ def reading(path: Path, kind: str) -> Iterator[None]:
         raise InputError(f"{path} cannot be read as {kind}: it holds more than there is memory for") from error
     # Arrow's own errors are ValueErrors, apart from some (NotImplementedError, KeyError) for files it cannot read; an
     # archive may be encrypted (RuntimeError), and what is in it broken.
-    except (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, EOFError, ValueError, LookupError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"{path} cannot be read as {kind}: {_shorten(str(error))}") from error
 
 

@@ -473,3 +473,11 @@ def test_pandas_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(InputError, match=r"this needs pandas, .*pip install 'reghead\[cli\]'"):
         _arrow.need("pandas")
+
+
+@pytest.mark.parametrize("name", ["ArrowInvalid", "ArrowNotImplementedError", "ArrowKeyError", "ArrowIndexError"])
+def test_whatever_arrow_says_of_a_file_is_one_line_with_its_name(name: str) -> None:
+    error = getattr(pa.lib, name)
+    message = r"t\.parquet cannot be read as Parquet: .*a codec of the future"
+    with pytest.raises(InputError, match=message), _arrow.reading(Path("t.parquet"), "Parquet"):
+        raise error("a codec of the future")
