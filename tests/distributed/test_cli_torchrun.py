@@ -28,13 +28,13 @@ pytestmark = [
 LEARNED = ("head.",)  # by gradients; everything else in the file is statistics
 
 
-def torchrun(arguments: Sequence[str]) -> "subprocess.Popen[str]":
+def torchrun(arguments: Sequence[str], *program: str) -> "subprocess.Popen[str]":
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1"]
     return subprocess.Popen(
-        [*command, f"--master-port={port}", "-m", "reghead", *arguments],
+        [*command, f"--master-port={port}", *(program or ("-m", "reghead")), *arguments],
         env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -145,6 +145,19 @@ def test_an_error_is_told_once_and_all_processes_end(tmp_path: Path) -> None:
         assert len(errors(err)) == 1, err
         assert message in errors(err)[0]
     assert {path.name for path in tmp_path.iterdir()} == {"lakes.csv"}
+
+
+@pytest.mark.parametrize("late", [0, 1])
+def test_a_process_that_starts_late_changes_nothing_about_what_is_told(tmp_path: Path, late: int) -> None:
+    """torchrun stops all processes as soon as one has left, which must not be one that has said nothing."""
+    program = tmp_path / "late.py"
+    wait = f"import os, runpy, time; time.sleep(8 * (os.environ['RANK'] == '{late}'))"
+    program.write_text(f"{wait}; runpy.run_module('reghead', run_name='__main__')")
+    code, out, err = ended(torchrun(flags(tmp_path / "none.csv", tmp_path / "out", "--wrong"), str(program)))
+    assert code != 0
+    assert out == ""
+    (line,) = errors(err)
+    assert "unrecognized arguments: --wrong" in line
 
 
 def test_what_only_the_first_process_may_not_do_ends_all(tmp_path: Path) -> None:

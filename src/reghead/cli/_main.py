@@ -4,14 +4,17 @@ import contextlib
 import os
 import signal
 import sys
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import Any, NoReturn
 
 from reghead import RedundantOptionWarning, RegheadWarning, UnseenCategoryWarning
-from reghead.cli._errors import InputError
+from reghead.cli._errors import InputError, ToldElsewhereError
 from reghead.cli._parser import make_parser
+
+_PATIENCE = 30.0  # seconds that one process may be behind another when it fails as that one did
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,22 +34,34 @@ def main(argv: Sequence[str] | None = None) -> int:
             _command(args.command)(args)
         return 0
     except KeyboardInterrupt as error:
-        tells = os.environ.get("RANK", "0") == "0"  # which knows what was kept
+        if os.environ.get("RANK", "0") != "0":  # the first knows what was kept
+            return 2
         message = str(error) or "interrupted; nothing was written"
     except BrokenPipeError:
         # The reader of a pipe, such as head, has what it wants. Python would complain when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except ToldElsewhereError:
+        _await_the_end()
+        return 2
     except (InputError, ValueError, TypeError, RuntimeError, OSError, ImportError, MemoryError) as error:
         if traceback:
             raise
-        # Processes that have not met yet all fail alike: the first of each machine tells.
         notes = getattr(error, "__notes__", [])
-        tells = os.environ.get("LOCAL_RANK", "0") == "0" or bool(notes)
+        if not notes and os.environ.get("LOCAL_RANK", "0") != "0":
+            # Processes that have not met yet all fail alike, and the first of each machine tells. It may be slower, and
+            # torchrun, which stops all when one has left, would stop it before it has told.
+            _await_the_end()
+            notes = [f"(process {os.environ.get('RANK')})"]
         message = " ".join([_describe(error), *notes])
-    if tells:
-        print(f"reghead: error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"reghead: error: {' '.join(message.split())}", file=sys.stderr)
     return 2
+
+
+def _await_the_end() -> None:
+    """Leave the process that tells the time to do so: torchrun stops this one as soon as that one has left."""
+    with contextlib.suppress(KeyboardInterrupt):
+        time.sleep(_PATIENCE)
 
 
 def _command(name: str) -> Any:

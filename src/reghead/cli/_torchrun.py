@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from reghead.cli._errors import ToldElsewhereError
 from reghead.estimators._processes import ALONE, Processes
 
 
@@ -33,7 +34,7 @@ def joined(device: torch.device) -> Iterator[tuple[Processes, torch.device]]:
         first = _is_first_to_fail(store)
         lost = error.__cause__ is not None and is_lost_connection(error.__cause__)
         if first is False or (first is None and not lost):
-            raise SystemExit(2) from error  # it has the same error, or lost the connection to the one that has
+            raise ToldElsewhereError from error  # it has the same error, or lost the connection to the one that has
         if rank:  # with no store, the first process is gone: killed, perhaps, and never to say a word
             error.add_note(f"(process {rank})")
         raise

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import warnings
 from typing import Any, NoReturn
 
@@ -12,7 +13,7 @@ import pytest
 
 from reghead._warnings import RegheadWarning, UnseenCategoryWarning
 from reghead.cli import _main, main
-from reghead.cli._errors import InputError
+from reghead.cli._errors import InputError, ToldElsewhereError
 
 Capture = pytest.CaptureFixture[str]
 pytestmark = pytest.mark.usefixtures("heard")
@@ -76,7 +77,7 @@ def test_help_and_version_leave_with_zero(capsys: Capture) -> None:
     ("rank", "local_rank", "error", "tells"),
     [
         ("0", "0", InputError("x"), True),
-        ("1", "1", InputError("x"), False),
+        ("1", "1", ToldElsewhereError(), False),
         ("8", "0", InputError("x"), True),
         ("1", "1", KeyboardInterrupt(), False),
         ("8", "0", KeyboardInterrupt(), False),
@@ -88,9 +89,31 @@ def test_of_many_processes_one_on_each_machine_tells(
 ) -> None:
     monkeypatch.setenv("RANK", rank)
     monkeypatch.setenv("LOCAL_RANK", local_rank)
+    monkeypatch.setattr("reghead.cli._main._PATIENCE", 0.0)
     runs(monkeypatch, raising(error))
     assert main(["predict", "a", "b"]) == 2
     assert bool(capsys.readouterr().err) == tells
+
+
+@pytest.mark.parametrize("impatient", [False, True])
+def test_a_process_that_nobody_stops_was_the_only_one_to_fail(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture, impatient: bool
+) -> None:
+    """The first of its machine, which tells what all have, would have left and torchrun stopped the others."""
+    silent = []
+
+    def wait(seconds: float) -> None:
+        silent.append((seconds > 10, capsys.readouterr().err))
+        if impatient:
+            raise KeyboardInterrupt
+
+    monkeypatch.setenv("RANK", "5")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(time, "sleep", wait)
+    runs(monkeypatch, raising(InputError("out of luck")))
+    assert main(["predict", "a", "b"]) == 2
+    assert silent == [(True, "")]
+    assert capsys.readouterr().err == "reghead: error: out of luck (process 5)\n"
 
 
 def test_a_process_that_failed_first_tells_and_says_which_it_is(

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from reghead.cli._errors import ToldElsewhereError
 from reghead.cli._torchrun import joined
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="needs torch.distributed")
@@ -35,5 +36,5 @@ def test_the_failure_to_meet_is_told(store: "dist.HashStore") -> None:
 def test_the_loss_of_a_process_that_has_told_why_is_not_told_again(store: "dist.HashStore") -> None:
     """The other one may fail and leave while this one still waits to meet it."""
     store.add("reghead failed", 1)
-    with pytest.raises(SystemExit), joined(torch.device("cpu")):
+    with pytest.raises(ToldElsewhereError), joined(torch.device("cpu")):
         raise AssertionError("never met")
