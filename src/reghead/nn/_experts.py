@@ -1,12 +1,16 @@
 """The ways to compute a mixture of experts over one layout of stacked parameters."""
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn import functional as F
 
 from reghead._checks import reads_values
+from reghead.functional import lookup
 
 Hidden: TypeAlias = Callable[[Tensor, int, Tensor | None], Tensor]
 """What follows hidden linear layer ``layer``: ``hidden(h, layer, rows)`` with the rows in ``h``, None for all."""
@@ -22,6 +26,12 @@ SPARSE_WEIGHTS = 2**13  # pragma: no mutate
 
 EXPERT_ROWS = 128  # pragma: no mutate
 """An expert more in a loop costs as much as so many rows of padding in one batched product."""
+
+GROUP_ROWS = 32  # pragma: no mutate
+"""So many where all experts are one call, with several threads, of which small products make little use."""
+
+LARGE_GROUP = 384  # pragma: no mutate
+"""With more rows a group than that, a loop that stays in the cache through all layers beats one call a layer."""
 
 ROWS_PER_CELL = 8  # pragma: no mutate
 """With fewer rows a cell than that, one product over all experts beats parameters mixed cell by cell."""
@@ -53,18 +63,36 @@ def sparse_mixture(
 
     Shapes as in :func:`dense_mixture`; ``routing`` holds at most ``top_k`` weights a row that are not zero.
     """
-    if not reads_values(x) or routing.numel() < SPARSE_WEIGHTS:
+    if not deals_out(x, routing.numel()):
         return dense_mixture(x, weights, biases, routing, hidden)
-    share, expert = routing.topk(top_k) if top_k > 1 else routing.max(-1)
-    experts, expert = routing.shape[1], expert.flatten()
+    return dealt_out(x, weights, biases, *chosen(routing, top_k), hidden)
+
+
+def deals_out(x: Tensor, number: int) -> bool:
+    """Whether rows can be dealt out to experts, and are enough for that to pay: ``number`` is rows times experts."""
+    return reads_values(x) and number >= SPARSE_WEIGHTS
+
+
+def chosen(routing: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+    """Weights and numbers of the ``top_k`` experts of each row: (N, E) gives (N, top_k), twice."""
+    return routing.topk(top_k) if top_k > 1 else routing.max(-1, keepdim=True)
+
+
+def dealt_out(
+    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], share: Tensor, expert: Tensor, hidden: Hidden
+) -> Tensor:
+    """:func:`sparse_mixture` by what :func:`chosen` gives."""
+    experts, top_k, expert = weights[0].shape[0], expert.shape[1], expert.flatten()
     counts = torch.bincount(expert, minlength=experts)
     order = expert.argsort(stable=True)
     rows = order // top_k
-    h = x.index_select(0, rows)
-    if experts * int(counts.max()) <= len(rows) + EXPERT_ROWS * int(counts.count_nonzero()):
-        h = _padded(h, weights, biases, hidden, rows, expert.index_select(0, order), counts)
+    h, of_row = x.index_select(0, rows), expert.index_select(0, order)
+    groups = _can_group(h, weights, biases)
+    worth = EXPERT_ROWS if not groups else GROUP_ROWS if torch.get_num_threads() > 1 else -1  # pragma: no mutate
+    if experts * int(counts.max()) - len(rows) <= worth * int(counts.count_nonzero()):
+        h = _padded(h, weights, biases, hidden, rows, of_row, counts)
     else:
-        h = _one_by_one(h, weights, biases, hidden, rows, counts.tolist())
+        h = _group_by_group(h, weights, biases, hidden, rows, of_row, counts)
     h = h * share.flatten().index_select(0, order).unsqueeze(-1).to(h.dtype)
     return h.new_zeros(x.shape[0], h.shape[-1]).index_add(0, rows, h)
 
@@ -94,17 +122,62 @@ def _padded(
     return h.index_select(0, place)
 
 
-def _one_by_one(
+def _group_by_group(
     x: Tensor,
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
     hidden: Hidden,
     rows: Tensor,
-    counts: list[int],
+    group: Tensor,
+    counts: Tensor,
 ) -> Tensor:
-    """The same where few experts do most: a loop over those with rows."""
-    shared = zip(_layers_of(weights, biases), torch.split(x, counts), torch.split(rows, counts), strict=True)
-    return torch.cat([_expert(part, layers, hidden, of_part) for layers, part, of_part in shared if len(part)])
+    """The same by as many products as there are groups, each of its own rows: no expert is filled up.
+
+    ``x`` is sorted by ``group``, which says whose weights, (G, in, out), each row meets.
+    """
+    if not _can_group(x, weights, biases):
+        of_each = torch.split(rows, counts.tolist())
+        shared = zip(_layers_of(weights, biases), torch.split(x, counts.tolist()), of_each, strict=True)
+        return torch.cat([_expert(part, layers, hidden, of_part) for layers, part, of_part in shared if len(part)])
+    h, ends = x, counts.cumsum(0).to(torch.int32)
+    for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+        h = _grouped_mm(h, weight, ends) + lookup(bias, group)
+        if layer + 1 < len(weights):
+            h = hidden(h, layer, rows)
+    return h
+
+
+def _grouped_mm(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+    """Rows of ``x`` up to the first of ``ends`` times the first of ``weight``, and so on: (N, in), (G, in, out)."""
+    before, after = (-size % _ALIGNMENT for size in weight.shape[1:])
+    if before or after:
+        x, weight = F.pad(x, (0, before)), F.pad(weight, (0, after, 0, before))
+    out = F.grouped_mm(x, weight, offs=ends)
+    return out[:, : out.shape[1] - after] if after else out
+
+
+_ALIGNMENT = 4  # float32 numbers in the 16 bytes of which torch's rows must be multiples
+
+
+def _can_group(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> bool:
+    """Whether :func:`_grouped_mm` can be used, where values can be read, and pays."""
+    return (
+        x.shape[0] <= LARGE_GROUP * weights[0].shape[0]  # pragma: no mutate
+        and all(tensor.dtype == torch.float32 for tensor in (x, *weights, *biases))
+        and forward_ad._current_level < 0
+        and not torch.is_autocast_enabled("cpu")
+        and _has_grouped_mm()
+    )
+
+
+@functools.cache
+def _has_grouped_mm() -> bool:
+    """Whether this release of torch has the product on a CPU."""
+    try:
+        F.grouped_mm(torch.zeros(4, 4), torch.zeros(1, 4, 4), offs=torch.tensor([4], dtype=torch.int32))
+    except (AttributeError, RuntimeError):
+        return False
+    return True
 
 
 def mixed_parameters(
@@ -121,10 +194,14 @@ def mixed_parameters(
     """
     if cells is not None and reads_values(x) and x.shape[0] >= LOOP_ROWS:
         order = cells.argsort()
-        counts = torch.unique_consecutive(cells.index_select(0, order), return_counts=True)[1]
+        in_order = cells.index_select(0, order)
+        _, cell, counts = torch.unique_consecutive(in_order, return_inverse=True, return_counts=True)
         if len(counts) * ROWS_PER_CELL <= x.shape[0]:
-            first = order.index_select(0, counts.cumsum(0) - counts)
-            return _cell_by_cell(x, weights, biases, routing.index_select(0, first), hidden, order, counts.tolist())
+            share = routing.index_select(0, order.index_select(0, counts.cumsum(0) - counts))
+            mixed = [torch.einsum("ce,eio->cio", share.to(weight.dtype), weight) for weight in weights]
+            shifts = [share.to(bias.dtype) @ bias for bias in biases]
+            h = _group_by_group(x.index_select(0, order), mixed, shifts, hidden, order, cell, counts)
+            return torch.empty_like(h).index_copy(0, order, h)
     h = x
     for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
         # sum_e w_e (h W_e + b_e): one product against all experts side by side.
@@ -133,28 +210,6 @@ def mixed_parameters(
         if layer + 1 < len(weights):
             h = hidden(h, layer, None)
     return h
-
-
-def _cell_by_cell(
-    x: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    routing: Tensor,
-    hidden: Hidden,
-    order: Tensor,
-    counts: list[int],
-) -> Tensor:
-    """Mix parameters once per cell, ``routing`` (cells, E). ``order`` sorts the rows by cell, ``counts`` of each."""
-    h = x.index_select(0, order)
-    for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
-        mixed = torch.einsum("ce,eio->cio", routing.to(weight.dtype), weight).unbind()
-        shift = (routing.to(bias.dtype) @ bias).unbind()
-        h = torch.cat(
-            [torch.addmm(b, rows, w) for b, rows, w in zip(shift, torch.split(h, counts), mixed, strict=True)]
-        )
-        if layer + 1 < len(weights):
-            h = hidden(h, layer, order)
-    return torch.empty_like(h).index_copy(0, order, h)
 
 
 def _mixed(outputs: Tensor, routing: Tensor) -> Tensor:

@@ -11,12 +11,12 @@ from torch.nn import functional as F
 from reghead._checks import check_choice, check_hidden_dims, check_int, check_last_dim, check_number
 from reghead._reduction import without_autocast
 from reghead._typing import Categories, Gate, Mix
-from reghead.functional import load_balancing_loss, routing_entropy, routing_weights
+from reghead.functional import load_balancing_loss, lookup, routing_entropy, routing_weights
 from reghead.functional._lookup import align, joint_ids
 from reghead.functional._routing import check_gate, dispatch_of
 from reghead.nn._activation import check_hidden_options, make_activation, make_dropout, make_norm
 from reghead.nn._embedding import CategoryContext, CategoryEmbedding
-from reghead.nn._experts import dense_mixture, mixed_parameters, sparse_mixture
+from reghead.nn._experts import Hidden, chosen, deals_out, dealt_out, dense_mixture, mixed_parameters, sparse_mixture
 from reghead.nn._film import FiLM
 from reghead.nn._mlp import require_hidden_dims
 from reghead.nn._stacking import stack_expert_modules
@@ -241,10 +241,14 @@ class MixtureOfExperts(nn.Module):
             raise ValueError("context must not be given: this layer was built without context_features")
         if film_context is not None and not self.films:
             raise ValueError("film_context must not be given: this layer was built without film_features")
-        rows = x.reshape(-1, self.in_features)
-        logits = self._logits(x, context)
-        weights = routing_weights(logits, self.gate, top_k=self.top_k, temperature=self.temperature)
-        out = self._mix(x, rows, weights.reshape(-1, self.num_experts), context, film_context)
+        rows, hidden = x.reshape(-1, self.in_features), self._hidden(x, film_context)
+        choice = None if return_aux else self._choice_by_category(x, context)
+        if choice is not None:
+            out = dealt_out(rows, list(self.weights), list(self.biases), *choice, hidden)
+        else:
+            logits = self._logits(x, context)
+            weights = routing_weights(logits, self.gate, top_k=self.top_k, temperature=self.temperature)
+            out = self._mix(x, rows, weights.reshape(-1, self.num_experts), context, hidden)
         out = out.reshape(*x.shape[:-1], self.out_features)
         if self.skip is not None:
             out = out + self.skip(x)
@@ -277,14 +281,31 @@ class MixtureOfExperts(nn.Module):
                 return routed + F.linear(x.to(wide), self.router_features.to(wide))
             return routed.expand(*x.shape[:-1], self.num_experts)
 
-    def _mix(
-        self,
-        x: Tensor,
-        rows: Tensor,
-        weights: Tensor,
-        context: Tensor | CategoryContext | None,
-        film_context: Tensor | CategoryContext | None,
-    ) -> Tensor:
+    def _choice_by_category(self, x: Tensor, context: Tensor | CategoryContext | None) -> tuple[Tensor, Tensor] | None:
+        """Weights and numbers of each row's experts, found once per category where that is cheaper than once per row.
+
+        Shape ``(N, top_k)``, twice.
+        """
+        if (
+            self.mix == "parameters"
+            or self.gate == "soft"
+            or self.router_features is not None
+            or not isinstance(context, CategoryContext)
+            or len(context.tables) > 1
+            or context.ids[0].shape != x.shape[:-1]
+            or not deals_out(x, context.ids[0].numel() * self.num_experts)
+            or context.ids[0].numel() < len(context.tables[0])  # pragma: no mutate
+        ):
+            return None
+        (table,), ids = context.tables, context.ids[0].reshape(-1)
+        each = CategoryContext((table,), (torch.arange(len(table)),))
+        logits = self._logits(x.new_empty(()).expand(len(table), self.in_features), each)
+        weights = routing_weights(logits, self.gate, top_k=self.top_k, temperature=self.temperature)
+        share, expert = chosen(weights, self._experts_per_row)
+        return lookup(share, ids), lookup(expert, ids)
+
+    def _hidden(self, x: Tensor, film_context: Tensor | CategoryContext | None) -> Hidden:
+        """What follows each hidden linear layer of the experts."""
         if self.films and film_context is None:
             raise ValueError("film_context must be given: this layer was built with film_features")
         modulation = []
@@ -303,6 +324,11 @@ class MixtureOfExperts(nn.Module):
             h = self.activation(h)
             return h if self.dropout is None else self.dropout(h)
 
+        return hidden
+
+    def _mix(
+        self, x: Tensor, rows: Tensor, weights: Tensor, context: Tensor | CategoryContext | None, hidden: Hidden
+    ) -> Tensor:
         if self.mix == "parameters":
             cells = None
             if isinstance(context, CategoryContext) and self.router_features is None:
@@ -311,8 +337,12 @@ class MixtureOfExperts(nn.Module):
             return mixed_parameters(rows, list(self.weights), list(self.biases), weights, hidden, cells)
         if self.gate == "soft":
             return dense_mixture(rows, list(self.weights), list(self.biases), weights, hidden)
-        top_k = self.top_k if self.gate == "top_k" else 1
-        return sparse_mixture(rows, list(self.weights), list(self.biases), weights, hidden, top_k)
+        return sparse_mixture(rows, list(self.weights), list(self.biases), weights, hidden, self._experts_per_row)
+
+    @property
+    def _experts_per_row(self) -> int:
+        """Of the gates that choose."""
+        return self.top_k if self.gate == "top_k" else 1
 
     def extra_repr(self) -> str:
         text = f"in_features={self.in_features}, out_features={self.out_features}, num_experts={self.num_experts}"
