@@ -22,10 +22,13 @@ _FEW_ROWS = (
     " calls that the wide MLP does not make, nor, but for the products, the bare formulations."
 )
 _EVERY_WEIGHT = (
-    "A logit of each expert for each row, with its softmax, choice and gradient, and the gradients of all experts'"
-    " weights are what one MLP does not have."
+    "To choose experts by category, to sort the rows by expert and back, and the gradients of all experts' weights are"
+    " what one MLP does not have."
 )
-_UNEVEN = "One product over all experts is as long as the busiest of them; a loop over experts makes as many calls."
+_UNEVEN = (
+    "Each expert has its own small products, of which one of a few rows takes as long as one of many, and gains nothing"
+    " from a second thread."
+)
 _MIXING = (
     "To mix 256 sets of parameters for 32 categories takes twice the arithmetic of the network itself on 4,096 rows."
 )
