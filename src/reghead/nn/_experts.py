@@ -63,12 +63,12 @@ def sparse_mixture(
 
     Shapes as in :func:`dense_mixture`; ``routing`` holds at most ``top_k`` weights a row that are not zero.
     """
-    if not deals_out(x, routing.numel()):
+    if not can_deal_out(x, routing.numel()):
         return dense_mixture(x, weights, biases, routing, hidden)
-    return dealt_out(x, weights, biases, *chosen(routing, top_k), hidden)
+    return deal_out(x, weights, biases, *chosen(routing, top_k), hidden)
 
 
-def deals_out(x: Tensor, number: int) -> bool:
+def can_deal_out(x: Tensor, number: int) -> bool:
     """Whether rows can be dealt out to experts, and are enough for that to pay: ``number`` is rows times experts."""
     return reads_values(x) and number >= SPARSE_WEIGHTS
 
@@ -78,7 +78,7 @@ def chosen(routing: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
     return routing.topk(top_k) if top_k > 1 else routing.max(-1, keepdim=True)
 
 
-def dealt_out(
+def deal_out(
     x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], share: Tensor, expert: Tensor, hidden: Hidden
 ) -> Tensor:
     """:func:`sparse_mixture` by what :func:`chosen` gives."""

@@ -16,7 +16,7 @@ from reghead.functional._lookup import align, joint_ids
 from reghead.functional._routing import check_gate, dispatch_of
 from reghead.nn._activation import check_hidden_options, make_activation, make_dropout, make_norm
 from reghead.nn._embedding import CategoryContext, CategoryEmbedding
-from reghead.nn._experts import Hidden, chosen, deals_out, dealt_out, dense_mixture, mixed_parameters, sparse_mixture
+from reghead.nn._experts import Hidden, can_deal_out, chosen, deal_out, dense_mixture, mixed_parameters, sparse_mixture
 from reghead.nn._film import FiLM
 from reghead.nn._mlp import require_hidden_dims
 from reghead.nn._stacking import stack_expert_modules
@@ -244,7 +244,7 @@ class MixtureOfExperts(nn.Module):
         rows, hidden = x.reshape(-1, self.in_features), self._hidden(x, film_context)
         choice = None if return_aux else self._choice_by_category(x, context)
         if choice is not None:
-            out = dealt_out(rows, list(self.weights), list(self.biases), *choice, hidden)
+            out = deal_out(rows, list(self.weights), list(self.biases), *choice, hidden)
         else:
             logits = self._logits(x, context)
             weights = routing_weights(logits, self.gate, top_k=self.top_k, temperature=self.temperature)
@@ -293,7 +293,7 @@ class MixtureOfExperts(nn.Module):
             or not isinstance(context, CategoryContext)
             or len(context.tables) > 1
             or context.ids[0].shape != x.shape[:-1]
-            or not deals_out(x, context.ids[0].numel() * self.num_experts)
+            or not can_deal_out(x, context.ids[0].numel() * self.num_experts)
             or context.ids[0].numel() < len(context.tables[0])  # pragma: no mutate
         ):
             return None
