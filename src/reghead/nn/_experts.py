@@ -63,14 +63,15 @@ def sparse_mixture(
 
     Shapes as in :func:`dense_mixture`; ``routing`` holds at most ``top_k`` weights a row that are not zero.
     """
-    if not can_deal_out(x, routing.numel()):
+    if not can_deal_out(routing.numel(), x, routing, *weights, *biases):
         return dense_mixture(x, weights, biases, routing, hidden)
     return deal_out(x, weights, biases, *chosen(routing, top_k), hidden)
 
 
-def can_deal_out(x: Tensor, number: int) -> bool:
+def can_deal_out(number: int, x: Tensor, *others: Tensor) -> bool:
     """Whether rows can be dealt out to experts, and are enough for that to pay: ``number`` is rows times experts."""
-    return reads_values(x) and number >= SPARSE_WEIGHTS
+    # In this order: an export must not see a bound on the rows.
+    return reads_values(x) and number >= SPARSE_WEIGHTS and all(map(reads_values, others))
 
 
 def chosen(routing: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
@@ -163,7 +164,7 @@ def _can_group(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -
     """Whether :func:`_grouped_mm` can be used, where values can be read, and pays."""
     return (
         x.shape[0] <= LARGE_GROUP * weights[0].shape[0]  # pragma: no mutate
-        and all(tensor.dtype == torch.float32 for tensor in (x, *weights, *biases))
+        and all(tensor.dtype == torch.float32 and reads_values(tensor) for tensor in (x, *weights, *biases))
         and forward_ad._current_level < 0
         and not torch.is_autocast_enabled("cpu")
         and _has_grouped_mm()

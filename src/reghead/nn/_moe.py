@@ -293,7 +293,7 @@ class MixtureOfExperts(nn.Module):
             or not isinstance(context, CategoryContext)
             or len(context.tables) > 1
             or context.ids[0].shape != x.shape[:-1]
-            or not can_deal_out(x, context.ids[0].numel() * self.num_experts)
+            or not can_deal_out(context.ids[0].numel() * self.num_experts, x, *context.tables, *self.parameters())
             or context.ids[0].numel() < len(context.tables[0])  # pragma: no mutate
         ):
             return None

@@ -151,7 +151,38 @@ def test_ids_of_sequences_choose_for_each_of_their_rows(gate: Any) -> None:
     assert_close(moe(x.view(200, 3, 5), first), moe(x.view(200, 3, 5), spread))
 
 
-@pytest.mark.parametrize(("gate", "mix"), [("hard", "outputs"), ("top_k", "outputs"), ("soft", "parameters")])
+GATES = [("hard", "outputs"), ("top_k", "outputs"), ("soft", "outputs"), ("soft", "parameters")]
+
+
+@pytest.mark.parametrize(("gate", "mix"), GATES)
+@pytest.mark.parametrize("shared", ["x", "experts", "nothing"])
+def test_layers_are_mapped_over_large_batches(gate: Any, mix: Any, shared: str) -> None:
+    """As an ensemble is made of stacked layers: of one batch, whose rows each layer deals out in its own way."""
+    layers = [large(gate, mix=mix)[0] for _ in range(2)]
+    _, x, ids = large(gate)
+    x, ids = x.repeat(3, 1), {column: i.repeat(3) for column, i in ids.items()}
+    for parameter in layers[1].parameters():
+        parameter.data = parameter.data.flip(0)
+    parameters, buffers = torch.func.stack_module_state(layers)
+    mapped = dict.fromkeys(parameters, 0)
+    if shared == "experts":
+        for name in parameters:
+            if name.startswith(("weights", "biases")):
+                parameters[name], mapped[name] = parameters[name][0], None
+                layers[1].get_parameter(name).data = layers[0].get_parameter(name).data
+
+    def call(parameters: Any, buffers: Any, x: Tensor) -> Any:
+        return torch.func.functional_call(layers[0], (parameters, buffers), (x, ids))
+
+    each = torch.stack([x, x.flip(0)]) if shared == "nothing" else x
+    out = torch.vmap(call, in_dims=(mapped, 0, 0 if shared == "nothing" else None))(parameters, buffers, each)
+    xs = each if shared == "nothing" else (x, x)
+    for one, layer, own in zip(out, layers, xs, strict=True):
+        other = layer(own, ids)
+        assert (one - other).abs().max() <= 1e-5 * other.abs().max()
+
+
+@pytest.mark.parametrize(("gate", "mix"), GATES)
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # by torch's own forward derivatives
 def test_large_batches_in_float32_have_every_derivative(gate: Any, mix: Any) -> None:
     """As those of float64 are: forward, in batches, and of a plain sum."""
