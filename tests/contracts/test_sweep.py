@@ -150,6 +150,16 @@ def test_vmap(case: Case) -> None:
     assert_close(mapped, torch.stack([module(*tree_map(lambda t, i=i: t[i], inputs)) for i in range(4)]))
 
 
+@sweep("stacked_modules", only=lambda case: any(True for _ in case.build().parameters()))
+@pytest.mark.parametrize("rows", [3, 5000])
+def test_stacked_modules(case: Case, rows: int) -> None:
+    """An ensemble: parameters of several modules side by side, mapped over one batch for all."""
+    modules, inputs = [case.module(seed=seed) for seed in (0, 5)], case.batch(rows)
+    stacked = torch.func.stack_module_state(modules)
+    mapped = torch.func.vmap(lambda *own: torch.func.functional_call(modules[0], own, inputs))(*stacked)
+    assert_close(mapped, torch.stack([module(*inputs) for module in modules]), atol=1e-5, rtol=1e-4)
+
+
 @sweep("per_sample_gradients", only=lambda case: any(True for _ in case.build().parameters()))
 def test_per_sample_gradients(case: Case) -> None:
     module, inputs = case.module(), case.batch(3)

@@ -91,7 +91,7 @@ WAYS: dict[str, dict[str, list[str]]] = {
     "autocast": {"interop/test_runtimes.py": ["test_autocast"], "contracts/test_sweep.py": ["test_autocast"]},
     "vmap": {
         "interop/test_runtimes.py": ["test_vmap", "test_gradients_of_each_sample"],
-        "contracts/test_sweep.py": ["test_vmap", "test_per_sample_gradients"],
+        "contracts/test_sweep.py": ["test_vmap", "test_stacked_modules", "test_per_sample_gradients"],
     },
     "functional_call": {"interop/test_runtimes.py": ["test_functional_call"]},
     "DDP, FSDP2": {"interop/test_processes.py": ["test_two_processes_train_as_one"]},
