@@ -90,7 +90,8 @@ def deal_out(
     h, of_row = x.index_select(0, rows), expert.index_select(0, order)
     groups = _can_group(h, weights, biases)
     worth = EXPERT_ROWS if not groups else GROUP_ROWS if torch.get_num_threads() > 1 else -1  # pragma: no mutate
-    if experts * int(counts.max()) - len(rows) <= worth * int(counts.count_nonzero()):
+    padding = experts * int(counts.max()) - len(rows)  # pragma: no mutate
+    if padding <= worth * int(counts.count_nonzero()):  # pragma: no mutate
         h = _padded(h, weights, biases, hidden, rows, of_row, counts)
     else:
         h = _group_by_group(h, weights, biases, hidden, rows, of_row, counts)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
+from torch.utils._pytree import tree_map
 
 from reghead._warnings import UnseenCategoryWarning
 from reghead.normalization import CategoryNormalizer
@@ -104,6 +105,10 @@ def test_device_moves_take_the_statistics_along(fitted: CategoryNormalizer) -> N
     moved = copy.deepcopy(fitted).to("meta", torch.float16)
     assert {b.device.type for b in moved.buffers()} == {"meta"}
     assert moved.location.dtype == torch.float64
+    y, ids = (tree_map(lambda t: t.to("meta"), part) for part in data())
+    z = moved(y, ids)  # which fails for a table that was left behind
+    assert (z.device.type, z.shape) == ("meta", y.shape)
+    assert moved.inverse(z, ids).device.type == "meta"
 
 
 def test_copies_and_pickles_answer_the_same(fitted: CategoryNormalizer) -> None:
