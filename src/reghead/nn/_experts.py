@@ -91,10 +91,10 @@ def deal_out(
     groups = _can_group(h, weights, biases)
     worth = EXPERT_ROWS if not groups else GROUP_ROWS if torch.get_num_threads() > 1 else -1  # pragma: no mutate
     padding = experts * int(counts.max()) - len(rows)  # pragma: no mutate
+    compute = _grouped if groups else _one_by_one
     if padding <= worth * int(counts.count_nonzero()):  # pragma: no mutate
-        h = _padded(h, weights, biases, hidden, rows, of_row, counts)
-    else:
-        h = _group_by_group(h, weights, biases, hidden, rows, of_row, counts)
+        compute = _padded
+    h = compute(h, weights, biases, hidden, rows, of_row, counts)
     h = h * share.flatten().index_select(0, order).unsqueeze(-1).to(h.dtype)
     return h.new_zeros(x.shape[0], h.shape[-1]).index_add(0, rows, h)
 
@@ -105,15 +105,16 @@ def _padded(
     biases: Sequence[Tensor],
     hidden: Hidden,
     rows: Tensor,
-    expert: Tensor,
+    group: Tensor,
     counts: Tensor,
 ) -> Tensor:
-    """Each row by its expert, in one batched product over experts filled up to the busiest with rows of zeros.
+    """Each row by its group's network, in one batched product over groups filled up to the busiest with rows of zeros.
 
-    ``x`` is sorted by ``expert``; ``rows`` are its rows in the batch, ``counts`` those of each expert.
+    ``x`` is sorted by ``group``, which says whose weights, (G, in, out), each row meets; ``rows`` are its rows in the
+    batch, ``counts`` those of each group.
     """
     most = int(counts.max())
-    place = torch.arange(len(rows), device=x.device) + (expert * most - (counts.cumsum(0) - counts)[expert])
+    place = torch.arange(len(rows), device=x.device) + (group * most - (counts.cumsum(0) - counts)[group])
     size = len(counts) * most
     of_place = rows.new_zeros(size).index_copy(0, place, rows)
     h = x.new_zeros(size, x.shape[-1]).index_copy(0, place, x)
@@ -124,7 +125,7 @@ def _padded(
     return h.index_select(0, place)
 
 
-def _group_by_group(
+def _grouped(
     x: Tensor,
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
@@ -133,20 +134,28 @@ def _group_by_group(
     group: Tensor,
     counts: Tensor,
 ) -> Tensor:
-    """The same by as many products as there are groups, each of its own rows: no expert is filled up.
-
-    ``x`` is sorted by ``group``, which says whose weights, (G, in, out), each row meets.
-    """
-    if not _can_group(x, weights, biases):
-        of_each = torch.split(rows, counts.tolist())
-        shared = zip(_layers_of(weights, biases), torch.split(x, counts.tolist()), of_each, strict=True)
-        return torch.cat([_expert(part, layers, hidden, of_part) for layers, part, of_part in shared if len(part)])
+    """The same in one call a layer, of as many products as there are groups, each of its own rows alone."""
     h, ends = x, counts.cumsum(0).to(torch.int32)
     for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
         h = _grouped_mm(h, weight, ends) + lookup(bias, group)
         if layer + 1 < len(weights):
             h = hidden(h, layer, rows)
     return h
+
+
+def _one_by_one(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    hidden: Hidden,
+    rows: Tensor,
+    _: Tensor,
+    counts: Tensor,
+) -> Tensor:
+    """The same in a loop over the groups that have rows."""
+    sizes = counts.tolist()
+    shared = zip(_layers_of(weights, biases), torch.split(x, sizes), torch.split(rows, sizes), strict=True)
+    return torch.cat([_expert(part, layers, hidden, of_part) for layers, part, of_part in shared if len(part)])
 
 
 def _grouped_mm(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
@@ -162,7 +171,7 @@ _ALIGNMENT = 4  # float32 numbers in the 16 bytes of which torch's rows must be 
 
 
 def _can_group(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> bool:
-    """Whether :func:`_grouped_mm` can be used, where values can be read, and pays."""
+    """Whether :func:`_grouped` can be used, where values can be read, and pays."""
     return (
         x.shape[0] <= LARGE_GROUP * weights[0].shape[0]  # pragma: no mutate
         and all(tensor.dtype == torch.float32 and reads_values(tensor) for tensor in (x, *weights, *biases))
@@ -202,7 +211,8 @@ def mixed_parameters(
             share = routing.index_select(0, order.index_select(0, counts.cumsum(0) - counts))
             mixed = [torch.einsum("ce,eio->cio", share.to(weight.dtype), weight) for weight in weights]
             shifts = [share.to(bias.dtype) @ bias for bias in biases]
-            h = _group_by_group(x.index_select(0, order), mixed, shifts, hidden, order, cell, counts)
+            compute = _grouped if _can_group(x, mixed, shifts) else _one_by_one
+            h = compute(x.index_select(0, order), mixed, shifts, hidden, order, cell, counts)
             return torch.empty_like(h).index_copy(0, order, h)
     h = x
     for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True)):

@@ -287,8 +287,7 @@ class MixtureOfExperts(nn.Module):
         Shape ``(N, top_k)``, twice.
         """
         if (
-            self.mix == "parameters"
-            or self.gate == "soft"
+            self.gate == "soft"
             or self.router_features is not None
             or not isinstance(context, CategoryContext)
             or len(context.tables) > 1

@@ -16,6 +16,15 @@ from torch.testing import assert_close
 from reghead.nn import MixtureOfExperts
 from reghead.nn import _experts as module
 
+BATCHES: dict[str, st.SearchStrategy[Any]] = {
+    "seed": st.integers(0, 2**32 - 1),
+    "rows": st.integers(1, 12),
+    "experts": st.integers(2, 6),
+    "top_k": st.integers(1, 2),
+    "even": st.booleans(),
+}
+"""What :func:`draw` takes."""
+
 
 def draw(
     seed: int, rows: int, experts: int, top_k: int, even: bool, widths: tuple[int, int, int] = (3, 4, 2)
@@ -53,14 +62,7 @@ def results(
     return [result.detach().double() for result in (out, *grads, *again)]
 
 
-@given(
-    seed=st.integers(0, 2**32 - 1),
-    rows=st.integers(1, 12),
-    experts=st.integers(2, 6),
-    top_k=st.integers(1, 2),
-    even=st.booleans(),
-    loop=st.booleans(),
-)
+@given(**BATCHES, loop=st.booleans())
 def test_values_and_gradients_agree(seed: int, rows: int, experts: int, top_k: int, even: bool, loop: bool) -> None:
     drawn = draw(seed, rows, experts, top_k, even)
     with pytest.MonkeyPatch.context() as patch:
@@ -71,14 +73,7 @@ def test_values_and_gradients_agree(seed: int, rows: int, experts: int, top_k: i
 
 
 @pytest.mark.skipif(not module._has_grouped_mm(), reason="this torch has no product of groups on a CPU")
-@given(
-    seed=st.integers(0, 2**32 - 1),
-    rows=st.integers(1, 12),
-    experts=st.integers(2, 6),
-    top_k=st.integers(1, 2),
-    even=st.booleans(),
-    widths=st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(1, 9)),
-)
+@given(**BATCHES, widths=st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(1, 9)))
 def test_one_call_for_all_groups_agrees(
     seed: int, rows: int, experts: int, top_k: int, even: bool, widths: tuple[int, int, int]
 ) -> None:
